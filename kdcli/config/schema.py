@@ -260,6 +260,9 @@ class Rollout(Section):
     (sequence-level distillation); student: the student during training, and the teacher scores each token (on-policy distillation)."""
     on_policy_fraction: Fraction = 0.5
     """source=student: the share of each batch's rows for which it generates the completion in the step."""
+    buffer: Annotated[Int, Field(ge=1, le=64)] = 1
+    """source=student: the optimizer steps whose completions the student writes together, before the first of them, in larger batches. It is up to
+    buffer - 1 steps older than the student that learns them."""
     max_new_tokens: Tokens = 64
     """The most tokens of a generated text."""
     sampling_temperature: SamplingTemperature = 1.0
@@ -286,6 +289,8 @@ class Rollout(Section):
 
     @model_validator(mode="after")
     def _several(self) -> Rollout:
+        if self.source != "student" and self.buffer > 1:
+            raise ValueError(f"buffer = {self.buffer}: it is for source=student, not source={self.source}")
         if self.source != "teacher" and (self.answers > 1 or self.expand or self.filter != Filter()):
             raise ValueError(
                 f"answers, expand, filter: they are for source=teacher, not source={self.source}"

@@ -151,6 +151,8 @@ class TrainingResult(Part):
     """The step with the best validation score; null: there was no validation."""
     flat: bool
     """Whether more steps promised nothing."""
+    rollout_buffer: int | None = None
+    """On-policy: the steps whose completions the student wrote together."""
 
 
 class ChanceResult(Part):

@@ -336,6 +336,8 @@ def _training(run: Run, lengths: Mapping[str, Length]) -> dict[str, dict[str, An
             "best_step": max(curve, key=lambda each: each.rank).step if curve else None,
             "flat": lengths[judged].is_flat(curve),
         }
+        if name == STUDENT and run.cfg.rollout.source == "student":
+            result[with_seed(name, seed)]["rollout_buffer"] = run.cfg.rollout.buffer
     return result
 
 

@@ -33,8 +33,9 @@ UNTRAINED = {
     "ddp_timeout",
 }
 """Keys of a trainer that do not change what is trained."""
-UNWRITTEN = {"answers", "expand", "filter", "keep_fraction", "on_policy_fraction"}
-"""Keys of a rollout that do not change a completion: they set how many completions there are, and which of them the student learns."""
+UNWRITTEN = {"answers", "buffer", "expand", "filter", "keep_fraction", "on_policy_fraction"}
+"""Keys of a rollout that do not change a completion of the teacher: they set how many completions there are, which of them the student learns, and
+when it writes its own."""
 
 
 @dataclass(frozen=True)

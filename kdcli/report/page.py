@@ -364,6 +364,8 @@ def _length(entry: Mapping[str, Any]) -> str:
     text = f"{entry.get('steps') or 0:,} steps, {STOPPED.get(entry.get('stopped') or '', 'for a reason that is not known')}"
     if entry.get("flat") is False:
         text += "; its validation curve still improved"
+    if (buffer := entry.get("rollout_buffer") or 1) > 1:
+        text += f"; it wrote its completions for {buffer} steps at once"
     return text + (f"; best score at {best:,}" if best is not None else "")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -40,13 +41,26 @@ class LengthBuckets(Sampler[int]):
         return len(self.lengths) // self.batch_size * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
-        random = np.random.default_rng([self.seed, self.epoch])
+        return iter(self._batches(self.epoch).ravel().tolist())
+
+    def _batches(self, epoch: int) -> np.ndarray:
+        """Return the rows of each step of an epoch, (steps, batch_size)."""
+        random = np.random.default_rng([self.seed, epoch])
         order = random.permutation(len(self.lengths))[: len(self)]
         size = self.batch_size * MEGABATCH
         groups = [order[start : start + size] for start in range(0, len(order), size)]
         order = np.concatenate([group[np.argsort(self.lengths[group], kind="stable")] for group in groups])
         batches = order.reshape(-1, self.batch_size)
-        return iter(batches[random.permutation(len(batches))].ravel().tolist())
+        return batches[random.permutation(len(batches))]
+
+    def steps(self, first: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield (step, row) for the rows of the steps from `first` to before `end`, counted from 0 over all epochs."""
+        of_epoch = len(self) // self.batch_size
+        for epoch, steps in itertools.groupby(range(first, end), key=lambda step: step // of_epoch):
+            batches = self._batches(epoch)
+            for step in steps:
+                for row in batches[step % of_epoch].tolist():
+                    yield step, row
 
 
 class TokenDropout:

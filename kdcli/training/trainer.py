@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
@@ -13,7 +12,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
@@ -25,11 +23,10 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, Trainin
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from kdcli import processes
-from kdcli.config.schema import Rollout
 from kdcli.distributed import wait_for_everyone
 from kdcli.errors import KDError
 from kdcli.files import cache_dir, flush, read_json, replaced
-from kdcli.generation import seed_of
+from kdcli.generation import Reply, seed_of
 from kdcli.model_files import write_sums
 from kdcli.models.vocabulary import save_tokenizer
 from kdcli.tasks.base import Predictions, Task
@@ -38,6 +35,7 @@ from kdcli.training.batches import LengthBuckets, TokenDropout
 from kdcli.training.distiller import Distiller
 from kdcli.training.job import TrainJob
 from kdcli.training.length import Validation, validations
+from kdcli.training.on_policy import OnPolicy
 from kdcli.training.resume import (
     REMEDY,
     STATE,
@@ -209,6 +207,7 @@ class _Trainer(ShardedTrainer):
         self.tokens, self.since = 0, time.perf_counter()
         self.lengths = job.train.encoded.lengths
         self.token_dropout = TokenDropout(job.tokenizer, job.token_dropout)
+        self.on_policy = None if job.rollout is None else OnPolicy(job, job.rollout, self._generate)
         self.last: dict[str, float] = {}
         self._curve: list[Validation] = []
         self._lines_read = 0
@@ -277,13 +276,13 @@ class _Trainer(ShardedTrainer):
     ) -> tuple[list[Any], Any]:
         """Return the micro-batches of one step with the teacher's outputs, and how many positions each term counts, (K,)."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        if self.on_policy is not None:
+            self.on_policy.write_ahead(self.state.global_step, self._total())
         counts = torch.zeros(len(self.job.distiller.names), device=device)
         for batch in batches:
             raw = raw_rows(self.job.train, batch["rows"]) if self.job.teacher is not None else []
-            if self.job.rollout is not None:
-                raw = self.with_weights(
-                    functools.partial(self._with_completions, batch, raw, self.job.rollout)
-                )
+            if self.on_policy is not None:
+                raw = self.on_policy.replace(batch, raw, self.state.global_step)
             if self.job.teacher is not None:
                 batch["teacher"] = self.job.teacher.outputs_with_features(raw, self.job.distiller.parts).to(
                     device
@@ -301,51 +300,27 @@ class _Trainer(ShardedTrainer):
             counts = self.accelerator.reduce(counts)
         return batches, counts
 
-    def _with_completions(
-        self, batch: dict[str, Any], raw: list[dict[str, Any]], rollout: Rollout
-    ) -> list[dict[str, Any]]:
-        """Replace the completions of some rows of a batch by the student's own; returns the rows.
+    def _generate(self, rows: Sequence[int], seeds: Sequence[int]) -> list[Reply]:
+        """Have the student generate after the prompts of training rows. All processes call it together, some perhaps without a row."""
+        job, rollout = self.job, self.job.rollout
+        assert rollout is not None
 
-        Which rows, and what is sampled, depends on (seed, row, step) alone: not on how processes and micro-batches divide a batch. A
-        completion that was truncated has no end token that counts. A row keeps its completion where no token of the student's counts.
-        """
-        job, step = self.job, self.state.global_step
-        seeds = [seed_of(job.seed, row["id"], step) for row in raw]
-        own = [at for at, seed in enumerate(seeds) if seed % 10**6 < rollout.on_policy_fraction * 10**6]
-        if own:
+        def replies() -> list[Reply]:
+            if not rows:
+                return []
             with self.accelerator.autocast():
-                replies = self.task.replies(
+                return self.task.replies(
                     job.distiller.student,
                     job.tokenizer,
-                    job.train.rows.select(batch["rows"][own].tolist()),
+                    job.train.rows.select(rows),
                     job.max_length,
                     max_new_tokens=rollout.max_new_tokens,
                     batch_size=rollout.batch_size,
                     temperature=rollout.sampling_temperature,
-                    seeds=[seeds[at] for at in own],
+                    seeds=seeds,
                 )
-            completed = [
-                self.task.with_completion(raw[at], text) | {"ends": ends}
-                for at, (text, ends) in zip(own, replies, strict=True)
-            ]
-            table = datasets.Dataset.from_list(completed)
-            encoded = self.task.encode(job.tokenizer, table, job.max_length)
-            _, counts = self.task.targets(encoded)
-            replaced_by = {at: index for index, at in enumerate(own) if counts[index]}
-            raw = [
-                completed[replaced_by[at]] if at in replaced_by else row | {"ends": True}
-                for at, row in enumerate(raw)
-            ]
-            features = [job.train.encoded[row] for row in batch["rows"].tolist()]
-            for at, index in replaced_by.items():
-                features[at] = encoded[index] | {"row": features[at]["row"]}
-            own = list(replaced_by)
-            collated = self.task.collate(features, job.tokenizer)
-            batch |= {name: tensor.to(batch["rows"].device) for name, tensor in collated.items()}
-        is_gold = torch.ones(len(raw), dtype=torch.bool, device=batch["labels"].device)
-        is_gold[own] = False
-        batch["gold"] = is_gold.repeat_interleave(self.task.counts(batch["labels"]))
-        return raw
+
+        return self.with_weights(replies)
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -510,6 +485,8 @@ class _Trainer(ShardedTrainer):
             if self.is_world_process_zero():
                 if job.metrics is not None:
                     flush(job.metrics)
+                if self.on_policy is not None:
+                    self.on_policy.save(checkpoint_folder(job, step), step)
                 flush(checkpoint_folder(job, step))
                 flush(job.folder, deep=False)
                 write_sums(checkpoint_folder(job, step))
@@ -562,6 +539,8 @@ class _Trainer(ShardedTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.load_weights(Path(resume_from_checkpoint))
+        if self.on_policy is not None:
+            self.on_policy.load(Path(resume_from_checkpoint))
         state = read_json(Path(resume_from_checkpoint) / STATE, TrainState, REMEDY)
         self._logged = state["global_step"]
 

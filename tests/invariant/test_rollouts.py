@@ -217,11 +217,12 @@ PLAIN = (
 ON_POLICY = ("rollout=student", "rollout.on_policy_fraction=0.6")
 
 
-@pytest.mark.parametrize("form", ["pairs", "messages"])
-def test_on_policy_batches_8x1_are_4x2(distil: Distil, form: str) -> None:
+@pytest.mark.parametrize(("form", "buffer"), [("pairs", 1), ("messages", 4)])
+def test_on_policy_batches_8x1_are_4x2(distil: Distil, form: str, buffer: int) -> None:
     """Answers that depend on how a batch is shared: noise from one stream, rows chosen by their place, a mean taken twice."""
-    whole = distil("8x1", form, *ON_POLICY)
-    assert largest_difference(whole, distil("4x2", form, *ON_POLICY, "trainer.micro_batch_size=4")) < 2e-5
+    how = (*ON_POLICY, f"rollout.buffer={buffer}")
+    whole = distil("8x1", form, *how)
+    assert largest_difference(whole, distil("4x2", form, *how, "trainer.micro_batch_size=4")) < 2e-5
     assert largest_difference(whole, distil("none", form, "teacher.cache=false")) > 1e-4
 
 
@@ -241,10 +242,23 @@ def test_what_the_student_wrote_is_no_gold(distil: Distil) -> None:
     assert min(logged(run, "loss/soft_label")) > 0
 
 
-def test_killed_and_resumed_on_policy(distil: Distil, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers drawn from a global stream of random numbers differ after a kill."""
-    how = ("messages", *ON_POLICY, "trainer.eval_steps=2")
+@pytest.mark.parametrize("buffer", [1, 3])
+def test_killed_and_resumed_on_policy(distil: Distil, monkeypatch: pytest.MonkeyPatch, buffer: int) -> None:
+    """Answers drawn from a global stream of random numbers differ after a kill; those that were written ahead are written anew, by a student that
+    has learnt in between; a buffer writes in each step all the same."""
+    written: list[int] = []
+    writes = CausalLM.replies
+
+    def counts(self, model, tokenizer, rows, *args, **kwargs):
+        written.append(len(rows))
+        return writes(self, model, tokenizer, rows, *args, **kwargs)
+
+    monkeypatch.setattr(CausalLM, "replies", counts)
+    how = ("messages", *ON_POLICY, f"rollout.buffer={buffer}", "trainer.eval_steps=2")
     whole = distil("whole", *how)
+    assert len(written) == 6 // buffer
+    report = json.loads((whole / "report.json").read_text())
+    assert report["training"]["student"]["rollout_buffer"] == buffer
     real = _Trainer.training_step
 
     def dies(self, *args, **kwargs):
@@ -301,6 +315,17 @@ def test_rollouts_need_prompts(distil: Distil, small: list[str], capsys: pytest.
         require_words(require_one_message(capsys.readouterr().err), "rollout.source", "classification")
         distil("run", "text", f"rollout={by}", code=2)
         require_words(require_one_message(capsys.readouterr().err), "rollout.source", "no prompts")
+
+
+def test_who_writes_for_several_steps(distil: Distil, capsys: pytest.CaptureFixture[str]) -> None:
+    """A buffer that is never used, because the teacher writes everything before; one whose last completions come from another student."""
+    for by, size, words in (
+        ("teacher", 2, ["source=student"]),
+        ("student", 65, ["64"]),
+        ("student", 0, ["1"]),
+    ):
+        distil("run", "pairs", f"rollout={by}", f"rollout.buffer={size}", code=2)
+        require_words(require_one_message(capsys.readouterr().err), "buffer", str(size), *words)
 
 
 def test_several_answers_to_a_prompt(distil: Distil) -> None:

@@ -119,7 +119,9 @@ ELSEWHERE: dict[str, str] = {
     "teacher.trainer.logging_steps": "it changes what is logged",
     "teacher.trainer.report_to": "it changes where it is logged",
     "dataset.augment.batch_size": "it changes memory, not the result",
-    "rollout.on_policy_fraction": "it is for completions of the student, which are not stored",
+    **dict.fromkeys(
+        ("rollout.on_policy_fraction", "rollout.buffer"), "it is for completions of the student, which are not shared between runs"
+    ),
     "rollout.keep_fraction": "it selects from the stored completions",
     "rollout.answers": "each completion of a prompt has its own seed, which is in the key",
     "rollout.expand": "it is for remote teachers, whose ledger has the queries themselves as keys",

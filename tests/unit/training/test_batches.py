@@ -1,15 +1,16 @@
-"""Batches: what is dropped of them."""
+"""Batches: their rows, and what is dropped of them."""
 
 from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from support.commands import require_words
 from transformers import BertTokenizerFast
 
-from kdcli.training.batches import TokenDropout
+from kdcli.training.batches import LengthBuckets, TokenDropout
 
 
 def test_dropped_tokens_are_masks(tokenizer: BertTokenizerFast) -> None:
@@ -51,3 +52,15 @@ def test_a_tokenizer_without_a_mask_has_its_unknown_token(
     require_words(caplog.text, "trainer.token_dropout", "mask token")
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(none(ids, [0]), ids)
+
+
+def test_the_rows_of_later_steps_are_those_that_come() -> None:
+    """Completions that were written ahead for rows of another epoch's order: those that come have none."""
+    sampler = LengthBuckets(np.arange(23) % 5, 4, seed=3)
+    came = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        came += list(sampler)
+    ahead = list(LengthBuckets(sampler.lengths, 4, seed=3).steps(2, 13))
+    assert [row for _, row in ahead] == came[2 * 4 : 13 * 4]
+    assert [step for step, _ in ahead] == [step for step in range(2, 13) for _ in range(4)]
