@@ -253,9 +253,11 @@ cli.main()
 def test_one_process_is_two_processes(
     distil: Distil, options: Callable[[str], list[str]], tmp_path: Path, cold_cache: ColdCache
 ) -> None:
-    """Tokens counted by each process alone weigh a row by the process that it falls to; one that is slow loses no checkpoint."""
+    """Tokens counted by each process alone weigh a row by the process that it falls to; one that is slow loses no checkpoint; completions that the
+    student wrote in one process are unknown in the other."""
     cold_cache("cache")
-    more = [*ALONE, "trainer.max_steps=10"]
+    own = ["rollout=student", "rollout.max_new_tokens=8", "rollout.buffer=4"]
+    more = [*ALONE, *own, "trainer.max_steps=10"]
     two = tmp_path / "two"
     slow = tmp_path / "slow.py"
     slow.write_text(SLOW)
