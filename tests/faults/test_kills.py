@@ -69,9 +69,10 @@ def cases(zygote: Zygote, body: Path, small: list[str], tmp_path_factory: pytest
         if kind.startswith("rollouts"):
             speaks[:] = speaks or [speaker(folder / "teacher")]
             by = kind.rpartition(" ")[2]
+            ahead = ["rollout.buffer=3"] if by == "student" else []
             return [
                 *language_model_options(speaks[0]), *talk(folder, "pairs", 80), *FEW, f"rollout={by}", "rollout.max_new_tokens=24",
-                "dataset.chat=true", "rollout.sampling_temperature=0.5", "teacher.top_k=8", "trainer.max_steps=4",
+                "dataset.chat=true", "rollout.sampling_temperature=0.5", "teacher.top_k=8", "trainer.max_steps=4", *ahead,
             ]  # fmt: skip
         own = [*small, *FEW, "trainer.max_steps=4", f"teacher.path={body}"]
         own += ["teacher.trainer.max_steps=4", "teacher.trainer.eval_steps=2", "teacher.trainer.batch_size=8"]

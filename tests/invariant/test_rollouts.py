@@ -247,13 +247,13 @@ def test_killed_and_resumed_on_policy(distil: Distil, monkeypatch: pytest.Monkey
     """Answers drawn from a global stream of random numbers differ after a kill; those that were written ahead are written anew, by a student that
     has learnt in between; a buffer writes in each step all the same."""
     written: list[int] = []
-    writes = CausalLM.replies
+    writes = _Trainer._generate
 
-    def counts(self, model, tokenizer, rows, *args, **kwargs):
+    def counts(self, rows, seeds):
         written.append(len(rows))
-        return writes(self, model, tokenizer, rows, *args, **kwargs)
+        return writes(self, rows, seeds)
 
-    monkeypatch.setattr(CausalLM, "replies", counts)
+    monkeypatch.setattr(_Trainer, "_generate", counts)
     how = ("messages", *ON_POLICY, f"rollout.buffer={buffer}", "trainer.eval_steps=2")
     whole = distil("whole", *how)
     assert len(written) == 6 // buffer
@@ -320,12 +320,12 @@ def test_rollouts_need_prompts(distil: Distil, small: list[str], capsys: pytest.
 def test_who_writes_for_several_steps(distil: Distil, capsys: pytest.CaptureFixture[str]) -> None:
     """A buffer that is never used, because the teacher writes everything before; one whose last completions come from another student."""
     for by, size, words in (
-        ("teacher", 2, ["source=student"]),
-        ("student", 65, ["64"]),
-        ("student", 0, ["1"]),
+        ("teacher", 2, ["rollout", "buffer", "source=student"]),
+        ("student", 65, ["rollout.buffer", "64"]),
+        ("student", 0, ["rollout.buffer", "1"]),
     ):
         distil("run", "pairs", f"rollout={by}", f"rollout.buffer={size}", code=2)
-        require_words(require_one_message(capsys.readouterr().err), "buffer", str(size), *words)
+        require_words(require_one_message(capsys.readouterr().err), str(size), *words)
 
 
 def test_several_answers_to_a_prompt(distil: Distil) -> None:
