@@ -41,6 +41,8 @@ STOPPED = (
     "sensitive",
 )
 """The finish reasons of completions that a content filter, or the model, has stopped."""
+BROKEN = ("error", "abort", "network_error", "insufficient_system_resource")
+"""The finish reasons of completions that the server has not completed."""
 REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 """The fields of a message with the model's thoughts."""
 
@@ -260,16 +262,17 @@ class ChatClient(HTTPClient):
         response = self.receive("/chat/completions", {"model": self.model, **body})
         if isinstance(response, Answer):
             return response
-        error = response.get("error") if isinstance(response, dict) and not response.get("choices") else None
-        if isinstance(error, dict):  # routers send it with status 200
+        if error := error_in(response):
             problem = self.scrub(f"an error for an answer: {error.get('message') or error}")
             if is_filtered(error):
                 return Answer("refused", reason=problem)
-            code = error.get("code")
-            if isinstance(code, int) and is_transient(code):
+            status = str(error.get("code"))
+            code = int(status) if re.fullmatch(r"\d{3}", status) else 0
+            if is_transient(code):
                 raise Retry(problem, charged=True)
             if code in UNACCEPTED:
                 raise Rejected(problem, parameter=parameter_in(error), text=str(error))
+            raise Unreadable(problem, charged=True)
         return read_completion(response, self.scrub)
 
 
@@ -291,6 +294,29 @@ def is_filtered(details: dict[str, Any]) -> bool:
     return any(level.get(key) in FILTERED for level in levels for key in ("code", "type"))
 
 
+def error_in(response: Any) -> dict[str, Any] | None:
+    """Return the error that a response with status 200 has in place of an answer, as routers and proxies send it; None: it has none.
+
+    It is the value of `error` (an object or a text) of the response, of its only item, or of its only choice, or else a `message` or `detail` without
+    choices, or the finish reason of a choice that is not complete.
+    """
+    if isinstance(response, list) and len(response) == 1:
+        [response] = response
+    if not isinstance(response, dict):
+        return None
+    choices = response.get("choices")
+    if isinstance(choices, list) and len(choices) == 1 and isinstance(choices[0], dict):
+        finish = choices[0].get("finish_reason")
+        error = choices[0].get("error") or (finish in BROKEN and f"finish_reason is {finish}")
+    elif choices:
+        return None
+    else:
+        error = response.get("error") or response.get("detail")
+        if not error and isinstance(response.get("message"), str):
+            error = response
+    return error if isinstance(error, dict) else {"message": error} if error else None
+
+
 def read_completion(response: Any, scrub: Callable[[str], str]) -> Answer:
     """Return the answer in a response's JSON.
 
@@ -300,10 +326,13 @@ def read_completion(response: Any, scrub: Callable[[str], str]) -> Answer:
     try:
         choices, refusal = [], ""
         for choice in sorted(response["choices"], key=lambda choice: choice.get("index", 0)):
-            message = choice["message"] if "message" in choice else {"content": choice["text"]}
             finish = choice.get("finish_reason")
+            stopped = str(finish).casefold() in STOPPED
+            message = choice.get("message")
+            if message is None:
+                message = {"content": choice.get("text") if stopped else choice["text"]}
             text, reasoning, declined = read_message(message)
-            if declined or str(finish).casefold() in STOPPED:
+            if declined or stopped:
                 refusal = declined or text or str(finish)
                 continue
             tokens = written_top(response, choice)

@@ -138,7 +138,7 @@ def test_the_answer_in_the_field_of_thoughts() -> None:
     assert label_of(LABELS, "ham", reasoning="spam") == "ham"
 
 
-def response(message: dict[str, Any], finish: str = "stop") -> Any:
+def response(message: dict[str, Any] | None, finish: str = "stop") -> Any:
     return read_completion({"choices": [{"message": message, "finish_reason": finish}]}, str)
 
 
@@ -167,7 +167,7 @@ def test_the_parts_of_a_message(message: dict[str, Any], text: str, reasoning: s
     "whole",
     [
         {"choices": [{"text": "a", "finish_reason": "stop"}]},
-        {"choices": [{"message": {"content": "a"}, "index": None}], "usage": None},
+        {"choices": [{"message": {"content": "a"}, "index": None, "error": None}], "usage": None},
         {
             "choices": [{"message": {"content": "a"}}],
             "usage": {"prompt_tokens": None, "completion_tokens": None},
@@ -186,11 +186,12 @@ def test_responses_of_other_servers(whole: dict[str, Any]) -> None:
         ({"content": None, "refusal": "not that"}, "stop", "not that"),
         ({"content": [{"type": "refusal", "refusal": "not that"}]}, "stop", "not that"),
         ({"content": ""}, "content_filter", "content_filter"),
+        (None, "content_filter", "content_filter"),
         ({"content": "I will not."}, "refusal", "I will not."),
         ({"content": None}, "SAFETY", "SAFETY"),
     ],
 )
-def test_refusals(message: dict[str, Any], finish: str, reason: str) -> None:
+def test_refusals(message: dict[str, Any] | None, finish: str, reason: str) -> None:
     """What a filter or the model refuses counts as an answer, and nobody learns why."""
     answer = response(message, finish)
     assert (answer.status, answer.reason) == ("refused", reason)

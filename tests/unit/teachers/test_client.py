@@ -314,8 +314,8 @@ def test_json_that_is_no_completion(served: Served, ready: Ready) -> None:
 
 
 def test_an_error_for_an_answer(served: Served, ready: Ready) -> None:
-    """A router's model fails for a minute, which it tells with status 200: rows are noted as unparsable, for ever; or a prompt that
-    cannot be answered ends the run."""
+    """A router's model fails for a minute, which it tells with status 200: rows are noted as unparsable or as empty answers, for ever; or a
+    prompt that cannot be answered ends the run; or its words are lost."""
     broken = Odd(data=b'{"error": {"code": 502, "message": "the model is gone"}}')
     host = served(lambda body: broken if 1 < len(host.bodies) < 6 else echo(body))
     assert texts_of(ready(host), questions(0, 1)) == ["you said: 0", "you said: 1"]
@@ -323,11 +323,17 @@ def test_an_error_for_an_answer(served: Served, ready: Ready) -> None:
         "2": Odd(data=b'{"error": {"code": "content_filter", "message": "not that"}}'),
         "3": Odd(data=b'{"error": {"code": 403, "message": "nor that"}}'),
         "4": broken,
+        "5": Odd([{"message": {"content": ""}, "finish_reason": "error", "error": {"message": "nor that"}}]),
+        "6": Odd(data=b'[{"error": "nor that"}]'),
+        "7": Odd(data=b'{"object": "error", "message": "nor that"}'),
+        "8": Odd([{"message": {"content": "nor that"}, "finish_reason": "insufficient_system_resource"}]),
     }
     host.reply = lambda body: ways[last(body)]
-    found = [answer for _, answer in ready(host).query(questions(0, 2, 3))]
-    assert [answer.status for answer in found] == ["answered", "refused", "unparsable"]
+    found = [answer for _, answer in ready(host).query(questions(0, 2, 3, 5, 6, 7, 8))]
+    assert [answer.status for answer in found] == ["answered", "refused", *["unparsable"] * 5]
     assert "not that" in found[1].reason
+    assert all("an error for an answer: nor that" in answer.reason for answer in found[2:6])
+    assert "insufficient_system_resource" in found[6].reason
     with pytest.raises(EndpointError, match=naming("3 tries", "the model is gone", "teacher.retries")):
         list(ready(host, retries=2).query(questions(4)))
     assert ready(host).estimate(questions(4)).in_ledger == 0
