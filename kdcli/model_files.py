@@ -25,6 +25,8 @@ OBJECTS = (
 """Files that hold a JSON object."""
 READ = {*TEXTS, ".safetensors"}
 """The suffixes of the files that are read in a model directory."""
+POINTER = b"version https://git-lfs.github.com"
+"""The beginning of the text that a clone without Git LFS has in place of a large file."""
 LARGEST_TEXT = 512 * 2**20
 """The most bytes of a config or tokenizer file; the largest tokenizers have about 40 MB."""
 MOST_LAYERS = 1000
@@ -97,6 +99,19 @@ def _require_regular(path: Path, name: str) -> None:
         raise ModelError(
             f"{name}: {path} has {status.st_size:,} bytes, and a file of its kind has at most {LARGEST_TEXT:,}; put the model's own file there"
         )
+    if path.suffix in READ and starts_with(path, POINTER):
+        raise ModelError(
+            f"{name}: {path} is a pointer of Git LFS and not the file itself; run git lfs pull there"
+        )
+
+
+def starts_with(path: Path, start: bytes) -> bool:
+    """Return whether a file can be read and begins with these bytes."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(start)) == start
+    except OSError:
+        return False
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from kdcli.errors import ConfigError, ModelError, TeacherError, shown
 from kdcli.files import hash_files, user_path
 from kdcli.generation import positions_of
 from kdcli.hub import PACKAGE, locate_package, snapshot
-from kdcli.model_files import require_body, require_finite, require_folder
+from kdcli.model_files import read_json, require_body, require_finite, require_folder
 from kdcli.models.adapters import CONFIG, base_of, is_adapter, merge, require_alone, unmerged
 from kdcli.models.converted import plain_names, text_model
 from kdcli.models.dtypes import TORCH, is_fast
@@ -42,6 +42,8 @@ UNREADABLE = {
     "regression": "predicts a number, not a label (regression)",
 }
 """Kinds of heads whose outputs are not the logits of one softmax."""
+PICKLED = "pytorch_model.bin"
+"""The file of weights that torch.save writes."""
 MERGE_KEYS = {
     "model": "merge_adapter",
     "student.init_from": "student.merge_adapter",
@@ -144,7 +146,7 @@ def _find(cfg: CheckpointConfig, what: str) -> tuple[Path, str | None]:
     if not any(path.glob("*.safetensors")):
         raise ModelError(
             f"{name} has no safetensors in {path}. Other formats can run code when they are loaded "
-            "and are not read; convert it: AutoModel.from_pretrained(…).save_pretrained(…)"
+            f"and are not read; convert it: {_conversion(path, name)}"
             + (
                 f", or look for the hub's conversion among its pull requests: {what}.revision=refs/pr/N"
                 if commit
@@ -154,6 +156,23 @@ def _find(cfg: CheckpointConfig, what: str) -> tuple[Path, str | None]:
     require_folder(path, name)
     require_finite(path, name)
     return plain_names(path, name), commit
+
+
+def _conversion(folder: Path, name: str) -> str:
+    """Return the Python that writes a checkpoint's weights as safetensors, with their names and their head."""
+    if (folder / PICKLED).is_file():
+        return (
+            f"in {folder}, python -c 'import torch, safetensors.torch as s; "
+            f's.save_file({{k: v.clone() for k, v in torch.load("{PICKLED}", weights_only=True).items()}}, '
+            '"model.safetensors", {"format": "pt"})\''
+        )
+    architectures = read_json(folder / "config.json", name).get("architectures")
+    names = (
+        [each for each in architectures if str(each).isidentifier()]
+        if isinstance(architectures, list)
+        else []
+    )
+    return f"transformers.{[*names, 'AutoModelFor…'][0]}.from_pretrained(…).save_pretrained(…)"
 
 
 def _locate(cfg: CheckpointConfig, what: str, weights: bool = True) -> tuple[Path, str | None]:

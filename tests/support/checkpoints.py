@@ -280,6 +280,30 @@ def multimodal(folder: Path, kind: str) -> Any:
     return model
 
 
+def pointer(name: str) -> Callable[[Path, Any], None]:
+    """A checkpoint of which a clone without Git LFS has one file."""
+
+    def write(folder: Path, tokenizer: Any) -> None:
+        classifier(folder, tokenizer)
+        (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1b\nsize 42\n")
+
+    return write
+
+
+def pickled(folder: Path, tokenizer: Any) -> Any:
+    """Weights as torch.save writes them, of a model that DistributedDataParallel wrapped."""
+    model = classifier(folder, tokenizer)
+    (folder / "model.safetensors").unlink()
+    weights = {f"module.{key}": tensor for key, tensor in model.state_dict().items()}
+    torch.save(weights, folder / "pytorch_model.bin")
+    return model
+
+
+def in_several_files(folder: Path, tokenizer: Any) -> None:
+    pickled(folder, tokenizer)
+    (folder / "pytorch_model.bin").rename(folder / "pytorch_model-00001-of-00002.bin")
+
+
 def without(*names: str) -> Callable[[Weights], Weights]:
     return lambda weights: {key: tensor for key, tensor in weights.items() if not key.endswith(names)}
 
@@ -340,6 +364,18 @@ CASES: dict[str, Case] = {
         for kind in ("Gemma3", "Mistral3", "Qwen2VL", "Qwen2_5_VL", "Qwen3_5", "Llava")
     },
     # ---- refused ----
+    "Weights that are a pointer of Git LFS": Case(
+        pointer("model.safetensors"), ("model.safetensors", "git lfs pull")
+    ),
+    "A tokenizer that is a pointer of Git LFS": Case(
+        pointer("tokenizer.json"), ("tokenizer.json", "git lfs pull")
+    ),
+    "Pickled weights (pytorch_model.bin)": Case(
+        pickled, ("pytorch_model.bin", "weights_only=True", "model.safetensors")
+    ),
+    "Pickled weights in several files": Case(
+        in_several_files, ("transformers.BertForSequenceClassification.from_pretrained",)
+    ),
     "An adapter": Case(adapter, ("an adapter (PEFT)", "base", "teacher.merge_adapter=true"), CausalLM),
     "An adapter beside a model": Case(
         both,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.checkpoints import CASES, Case, multimodal
+from support.checkpoints import CASES, LABELS, Case, multimodal, pickled
 from support.commands import naming
 from support.tiny import sentences
 
@@ -73,6 +73,24 @@ def test_a_checkpoint_is_read_or_refused(name: str, tokenizer, tmp_path: Path) -
     encoded = task.encode(own, datasets.Dataset.from_list(rows), 16)
     alone = [logits_of(task, model, own, encoded, size) for size in (1, 8)]
     np.testing.assert_allclose(*alone, atol=1e-5)
+
+
+def test_the_conversion_of_pickled_weights_keeps_them(
+    tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that the message gives loses the head, or reads weights with a prefix as none, and writes random ones."""
+    original = pickled(tmp_path, tokenizer)
+    config = CheckpointConfig.model_validate({"_target_": "x", "path": str(tmp_path)})
+    with pytest.raises(KDError) as caught:
+        find(config, "teacher")
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"python -c '(.+)'", caught.value.message)
+    assert code is not None
+    exec(code[1])
+    model = load_ready(find(config, "teacher"), Classification(LABELS))
+    weights = model.state_dict()
+    for name, weight in original.state_dict().items():
+        torch.testing.assert_close(weights[name], weight)
 
 
 @pytest.mark.parametrize("kind", ["Qwen3_5", "Gemma3"])
