@@ -55,8 +55,11 @@ _PLAIN = {"role", "content"}
 _ORDER = ("system", "user", "assistant", "tool")
 """The roles of an object with a key for each, in the order of their turns."""
 _NAME = r"(human|user|assistant|system|gpt|model|chatbot|bot|ai)[ \t]*:[ \t]*"
-_SPEAKERS = [re.compile(rf"(?:\A|{between})\s*{_NAME}", re.IGNORECASE) for between in (r"\n[ \t]*\n", r"\n")]
-"""The beginnings of turns in a transcript: with a blank line between them, or with none."""
+_SPEAKERS = [
+    re.compile(pattern + _NAME, re.IGNORECASE)
+    for pattern in (r"(?:\A|\n[ \t]*\n)\s*", r"(?:\A|\n)\s*", r"\s*#{2,}[ \t]*")
+]
+"""The beginnings of turns in a transcript: with a blank line between them, with none, or with ### before the name."""
 _RENDERED = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|user\|>|\[INST\]")
 _PARTS = re.compile(
     r"""\s*\[\s*\{\s*['"]type['"]\s*:\s*['"](?:text|input_text|output_text|thinking|tool_use|tool_result|image|image_url)['"]"""

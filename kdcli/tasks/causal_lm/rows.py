@@ -25,7 +25,10 @@ from kdcli.tasks.causal_lm.conversations import (
 from kdcli.tasks.rows import RawSplits, Row, RowSchema, fold_white_space, require_text, row_hash
 
 logger = logging.getLogger(__name__)
-CONTEXT = {"tools": "tools", "functions": "tools", "system": "system", "system_prompt": "system", "history": "history", "input": "input"}  # fmt: skip
+CONTEXT = {
+    "tools": "tools", "functions": "tools", "system": "system", "system_prompt": "system", "systemInstruction": "system",
+    "system_instruction": "system", "history": "history", "input": "input",
+}  # fmt: skip
 """The columns that belong to a conversation besides its turns, by the name that `dataset.context` has for them."""
 INSTRUCTION = "instruction"
 """The name of the column of prompts with which a column `input` is a part of the prompt (Alpaca)."""
@@ -156,6 +159,13 @@ class CausalLMRows(RowSchema):
                 continue
             self.context[column] = None
             if kind == "system":
+                if isinstance(value, list) or (
+                    isinstance(value, dict) and {"parts", "content"} & value.keys()
+                ):
+                    turn = value if isinstance(value, dict) else {"content": value}
+                    [value] = [
+                        turn["content"] for turn in read_turns([turn | {"role": "system"}], where)
+                    ] or [""]
                 if not isinstance(value, str):
                     raise DataError(
                         f"{where}: the {column} is {shown(value)}, not a string; if it is no part of the conversation, give dataset.context=[]"

@@ -144,6 +144,7 @@ SHAPES: dict[str, tuple[Any, list[dict[str, Any]]]] = {
     'a prompt and its answer in an object': ([{"prompt": "q", "response": "a"}], PLAIN),
     'a list in a list': ([PLAIN], PLAIN),
     'a transcript (Human: … Assistant: …)': ("\n\nHuman: q\n\nAssistant: a", PLAIN),
+    'a transcript with ### before the names (Guanaco)': ("### Human: q### Assistant: a", PLAIN),
     'texts that begin with a name': (["User: q", "Assistant: a"], PLAIN),
     'sender or author and text': ([{"sender": "user", "text": "q"}, {"author": "bot", "text": "a"}], PLAIN),
     'parts as JSON in a text': (
@@ -275,6 +276,10 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]] = 
     ),
     'a column system beside messages': (
         {"talk": PLAIN, "system": "s"}, {"prompt": None, "completion": None, "messages": "talk"},
+        [{"role": "system", "content": "s"}, *PLAIN],
+    ),
+    'an instruction of the system in parts (Gemini, Anthropic)': (
+        {"contents": PLAIN, "systemInstruction": {"parts": [{"text": "s"}]}}, {"prompt": None, "completion": None, "messages": "contents"},
         [{"role": "system", "content": "s"}, *PLAIN],
     ),
 }  # fmt: skip
