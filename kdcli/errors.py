@@ -228,8 +228,12 @@ LONGEST_NAME = 100
 
 
 def suggest(word: str, names: Iterable[str]) -> str:
-    """`; did you mean X?` if a known name is similar, else an empty string; very long names are not compared."""
+    """`; did you mean X?` if a known name is similar, or the only one that has the word between signs, else an empty string; case does not
+    matter, and very long names are not compared."""
     if len(word) > LONGEST_NAME:
         return ""
-    close = difflib.get_close_matches(word, [name for name in names if len(name) <= LONGEST_NAME], n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    by_fold = {name.casefold(): name for name in names if len(name) <= LONGEST_NAME}
+    close = [fold for fold in by_fold if word.casefold() in re.split(r"[\W_]+", fold)]
+    if len(close) != 1:
+        close = difflib.get_close_matches(word.casefold(), by_fold, n=1)
+    return f"; did you mean {by_fold[close[0]]}?" if close else ""

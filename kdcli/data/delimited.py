@@ -28,6 +28,8 @@ DELIMITERS = (",", "\t", ";", "|", "\x01", "^", "~")
 _SEP = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _QUOTED = re.compile(r'"(?:[^"]|"")*"', re.DOTALL)
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
+_CODE = re.compile(r"|[a-z]{2,3}([-_]\w+)?|\S*\d\S*")
+"""A field that is no text: an empty one, the code of a language, a number or an identifier."""
 _SHORT, _LONG = "lack their last fields", "end with fields that have no name"
 _REPEATED = "repeat the header and are dropped"
 _ESCAPED = re.compile(r'\\(["\\])')
@@ -357,6 +359,11 @@ def _indices(schema: RowSchema, name: str, header: list[str]) -> list[int]:
             ) from None
         if schema.cfg.columns or len(header) > MOST_NAMED or not looks_like_row(header):
             raise
+        if len(header) < len(schema.columns):
+            raise DataError(
+                f"{error.message}; its first line looks like a row without a header: write tabs between the fields, or give dataset.delimiter with the character "
+                f"that stands there, and name all columns with dataset.columns=[{','.join(schema.columns)}]"
+            ) from None
         raise DataError(
             f"{error.message}; its first line looks like a row: if the file has no header, name its {len(header)} columns in their order, "
             f"as in dataset.columns={_proposed(schema, header)}"
@@ -371,11 +378,16 @@ def looks_like_row(header: list[str]) -> bool:
 
 
 def _proposed(schema: RowSchema, row: list[str]) -> str:
-    """Return names for the fields of a row: the longest ones are taken for the texts, and the first other one for the label."""
+    """Return names for the fields of a row: the longest ones are taken for the texts, and the first other one for the label. Of several texts without a
+    label the first ones are taken, because a licence or a comment may follow them."""
     texts = list(schema.columns)
     label = texts.pop() if "label" in schema.cfg.spec.reads and schema.has_gold else None
     names = [f"column{number}" for number in range(1, len(row) + 1)]
-    longest = sorted(sorted(range(len(row)), key=lambda index: -len(row[index]))[: len(texts)])
+    written = [index for index, field in enumerate(row) if not _CODE.fullmatch(field)]
+    if not label and len(texts) > 1 and len(written) >= len(texts):
+        longest = written[: len(texts)]
+    else:
+        longest = sorted(sorted(range(len(row)), key=lambda index: -len(row[index]))[: len(texts)])
     for index, text in zip(longest, texts, strict=False):
         names[index] = text
     others = [index for index in range(len(row)) if index not in longest]

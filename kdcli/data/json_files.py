@@ -193,7 +193,7 @@ def _under_a_key(schema: RowSchema, path: str, document: Mapping[str, Any]) -> A
     fields = {key: rows for key, rows in arrays.items() if _has_columns(schema, rows[0])} or arrays
     if len(fields) > 1:
         raise DataError(
-            f"{path} has rows under several keys ({listed(fields)}); name one with dataset.field={next(iter(fields))}"
+            f"{path} has rows under several keys ({listed(fields)}); name one with dataset.field={max(fields, key=lambda key: len(fields[key]))}"
         )
     if fields:
         return next(iter(fields.values()))

@@ -127,7 +127,7 @@ def _only_member(path: Path) -> str:
             names = [info.filename for info in archive.infolist() if not info.is_dir()]
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise DataError(f"{path} is not a complete zip file ({error}); write it anew") from None
-    if "[Content_Types].xml" in names:
+    if {"[Content_Types].xml", "mimetype"} & {*names}:  # Office Open XML, OpenDocument
         raise DataError(
             f"{path} is a document of an office program; save its table as CSV (UTF-8), and give that file"
         )
@@ -226,7 +226,8 @@ def lines(
         for number, line in enumerate(itertools.chain(first, stream), 1):
             if "\0" in line:
                 raise DataError(
-                    f"{file.path}, line {number} holds NUL: is it no text, or UTF-16 (dataset.encoding=utf-16)?"
+                    f"{file.path}, line {number} holds NUL: is it no text, or UTF-16 (dataset.encoding=utf-16)? "
+                    "In text remove this character, as with: tr -d '\\000' < FILE > NEW"
                 )
             yield line
 

@@ -53,6 +53,11 @@ def read_label(value: Any, where: str) -> Label:
             value = [name for name, flag in value.items() if flag]
         elif value.keys() == {"choices"}:
             value = value["choices"]
+        elif len(value) > 1 and all(isinstance(score, int | float) for score in value.values()):
+            raise DataError(
+                f"{where}: the label is {shown(value)}, which looks like the scores of all classes; write the class with the highest score, or a row for each "
+                "vote and give dataset.duplicates=soft, which keeps their shares"
+            )
         elif not looks_like_span(value):
             raise DataError(
                 f"{where}: the label is {shown(value)}; expected a name or an integer; if one of its keys holds it, name that with "
@@ -80,17 +85,17 @@ def _chosen(values: list[Any]) -> list[Any]:
 
 
 def _parsed(text: str) -> Any:
-    """Return the list or the array that a text writes down as JSON, Python or numpy, or its mapping of choices; the text, if it is none."""
+    """Return the list or the array that a text writes down as JSON, Python or numpy, or its mapping of choices or of scores; the text, if it is none."""
     try:
         value = decode_notation(text.strip())
     except ValueError:
         return text
     is_number = isinstance(value, int | float) and not text.startswith(("[", "{"))
-    return (
-        value
-        if isinstance(value, list) or (isinstance(value, dict) and "choices" in value) or is_number
-        else text
+    is_mapping = isinstance(value, dict) and (
+        "choices" in value
+        or (len(value) > 1 and all(isinstance(score, int | float) for score in value.values()))
     )
+    return value if isinstance(value, list) or is_mapping or is_number else text
 
 
 def label_name(value: Any, where: str) -> str | None:

@@ -140,7 +140,7 @@ class RowSchema(ABC):
 
     def _remedy(self, columns: list[str], nested: bool) -> str:
         """Describe the remedy for a missing column: name the columns, or those of another task that the source looks like."""
-        if len(columns) == 1 and (sign := re.search("[;|,:]", columns[0])):
+        if len(columns) == 1 and (sign := re.search("[;|,]" if " " in columns[0] else "[;|,:]", columns[0])):
             return f"if {sign[0]} stands between its columns, give 'dataset.delimiter=\"{sign[0]}\"'"
         remedy = f"name them with {self.keys}" + " (COLUMN.KEY for a value in a mapping)" * nested
         if talk := sorted({"messages", "conversations"} & {*columns} - {*self.columns}):

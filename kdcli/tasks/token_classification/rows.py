@@ -179,8 +179,8 @@ class TokenClassificationRows(LabelledRows):
         if holds_spans(tags) or (tags == [] and of_text):
             if not of_text:
                 raise DataError(
-                    f"{where}: the tags are spans of characters ({shown(tags, 80)}), and the words are {shown(words, 80)}; name the column of the "
-                    "texts with dataset.words="
+                    f"{where}: the tags are spans ({shown(tags, 80)}), and the words are {shown(words, 80)}; write a tag for each word, or, if they are "
+                    "spans of characters, name the column of the texts with dataset.words="
                 )
             text = words if isinstance(words, str) else ""
             self.spans += len(tags)

@@ -277,6 +277,8 @@ def test_suggest() -> None:
     """A suggestion for everything is noise."""
     assert suggest("epoch", ["epochs", "eval_steps"]) == "; did you mean epochs?"
     assert suggest("xyz", ["epochs", "eval_steps"]) == ""
+    assert suggest("text", ["threat", "comment_text"]) == "; did you mean comment_text?"
+    assert suggest("label", ["LABEL", "id"]) == "; did you mean LABEL?"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

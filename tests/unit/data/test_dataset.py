@@ -630,7 +630,7 @@ def spoil(change: Callable[[str], str]) -> Callable[[Path], Path]:
             spoil(lambda text: text + '"a text that stops'),
             ("line 62:", "1 fields", "header", "2", "truncated"),
         ),
-        (spoil(lambda text: text[:100] + "\0" + text[100:]), ("line", "NUL")),
+        (spoil(lambda text: text[:100] + "\0" + text[100:]), ("line", "NUL", "tr -d")),
         (spoil(lambda text: ""), ("is empty",)),
         (spoil(lambda text: "\ufeff"), ("no column 'text'",)),
         (spoil(lambda text: "text,label\n\n\n"), ("no rows",)),

@@ -354,8 +354,8 @@ REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
         ("a.csv", "dataset.encoding="),
     ),
     "JSON with rows under several keys": (
-        file("a.json", json.dumps({"one": OBJECTS, "two": OBJECTS})),
-        ("a.json", "one", "two", "dataset.field=one"),
+        file("a.json", json.dumps({"one": OBJECTS[:2], "two": OBJECTS})),
+        ("a.json", "one", "two", "dataset.field=two"),
     ),
     "JSON, arrays without names under a key": (
         file("a.json", json.dumps({"classes": ["bad", "good"], "annotations": [list(row) for row in ROWS]})),
@@ -374,6 +374,14 @@ REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
     "Excel's .xlsx": (
         file("a.xlsx", zipped("[Content_Types].xml", "xl/workbook.xml")),
         ("a.xlsx", "CSV (UTF-8)"),
+    ),
+    "a document of OpenOffice (.ods)": (
+        file("a.ods", zipped("mimetype", "content.xml")),
+        ("a.ods", "CSV (UTF-8)"),
+    ),
+    "no header, and spaces between label and text": (
+        file("a.txt", rows("DESC:{label} {text} again\n", "")),
+        ("a.txt", "tabs", "dataset.delimiter", "dataset.columns=[text,label]"),
     ),
     "dictionaries of Python": (
         file("a.jsonl", "".join(f"{row}\n" for row in OBJECTS)),
@@ -707,3 +715,20 @@ def test_parallel_files_that_do_not_belong_together(tmp_path: Path) -> None:
     mono = files(more_en="".join(f"{text} more\n" for text, _ in ROWS))(tmp_path) / "more.en"
     data = read(folder / "train", bad_rows="drop", unlabelled=str(mono), **LANGUAGES)
     assert sum(target is None for target in data["train"]["target"][:]) == 60
+
+
+@pytest.mark.parametrize(
+    ("form", "proposed"),
+    [
+        (
+            "{text}\teins {number}\tCC-BY 2.0, see https://example.org for the terms of {number}\n",
+            "[en,de,column3]",
+        ),
+        ("{number}\teng\t{text}\tdeu\teins {number}\n", "[column1,column2,en,column4,de]"),
+    ],
+)
+def test_proposed_columns_of_pairs(tmp_path: Path, form: str, proposed: str) -> None:
+    """The names that a message proposes for a file without a header take its licences for the translations."""
+    path = file("a.tsv", rows(form, ""))(tmp_path)
+    with pytest.raises(DataError, match=naming(f"dataset.columns={proposed}")):
+        read(path, **LANGUAGES)
