@@ -25,7 +25,7 @@ from kdcli.errors import ConfigError, listed
 from kdcli.measure.memory import device_free_memory, free_swap
 from kdcli.models.checkpoint import Checkpoint, fast_bf16, load_config, load_tokenizer
 from kdcli.models.dtypes import TORCH, is_supported, stored_dtype, weight_count
-from kdcli.models.weight_only import divide
+from kdcli.models.weight_only import divide, require_quantizable
 from kdcli.numbers import format_bytes
 from kdcli.pipeline.cost import are_stored
 from kdcli.pipeline.keys import TunedTeacher, cache_path
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 BATCH = 64
 """The rows of a batch of a teacher that does not say it."""
 QUANTIZED: dict[Quantization, float] = {"int8": 1.0, "int4": 0.5, "nf4": 0.5}
-"""The bytes of a quantized weight, without scales."""
+"""The bytes of a quantized weight, without scales; what loses least comes first."""
 STORED = 12
 """The bytes of a stored token and its log-probability before they are packed."""
 Parts = Sequence[Run]
@@ -368,10 +368,14 @@ def _candidates(parts: Parts) -> Iterator[tuple[str, str, Change]]:
     if is_local and not teacher.cache:
         yield "teacher.cache", "true", _teacher(cache=True)
     is_cut = run.initializer.reads_teacher and run.initializer.source is None
-    if is_local and not run.streamed and not is_quantized and not is_cut and not obstacle(run):
+    can_stream = is_local and not run.streamed and not is_quantized and not is_cut and not obstacle(run)
+    if can_stream:
         yield "teacher.placement", "streamed", _streamed
     if has_dtype and stored == "fp32":
         yield "teacher.dtype", half, _teacher_dtype(half)
+    if is_local and not run.streamed and not is_quantized and not can_stream:
+        for kind in (kind for kind in QUANTIZED if _is_quantizable(run, kind)):
+            yield "teacher.quantization", kind, _teacher(quantization=kind)
     replaced = [each for each in trainers if not each[1].fsdp and each[1].optimizer.startswith("adamw_torch")]
     for optimizer in ("adamw_torch_8bit", "adafactor"):
         for key, cfg, change in replaced:
@@ -384,6 +388,17 @@ def _candidates(parts: Parts) -> Iterator[tuple[str, str, Change]]:
 def _is_installed(cfg: TrainerConfig, optimizer: str) -> bool:
     try:
         require_optimizer(cfg.model_copy(update={"optimizer": optimizer}))
+    except ConfigError:
+        return False
+    return True
+
+
+def _is_quantizable(run: Run, kind: Quantization) -> bool:
+    if any(map(run.tunes, run.sources)):
+        return False  # it is tuned without quantization
+    try:
+        for source in run.sources:
+            require_quantizable(kind, run.task.auto, load_config(source), "teacher.quantization")
     except ConfigError:
         return False
     return True

@@ -149,6 +149,11 @@ def test_a_teacher_that_does_not_fit_is_refused_with_its_own_keys(
         require_memory([part], plan_memory([part]))
     require_words(error.value.message, "teacher outputs", "teacher.placement=streamed", "make it fit")
     assert "trainer." not in error.value.message
+    online = with_teacher(part, cache=False)
+    free(monkeypatch, 200_000_000)
+    with pytest.raises(ConfigError) as error:
+        require_memory([online], plan_memory([online]))
+    require_words(error.value.message, "student", "teacher.quantization=int8", "make it fit")
 
 
 def test_processes_share_the_memory_of_a_machine_and_the_table_is_narrow(
