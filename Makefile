@@ -43,7 +43,7 @@ test-devices: setup ## Run the tests of hardware=mobile and browser: 2 GB of pac
 	command -v chromium || command -v chromium-browser || command -v google-chrome || apt-get install --yes chromium
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m devices
 
-test-docs: setup ## Type the commands of the quickstarts, reduced by debug=smoke: 10 minutes
+test-docs: setup ## Type the commands of the README and of all pages, reduced by debug=smoke: 20 minutes
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m docs --numprocesses 2
 
 test-dist: dist ## Install the built wheel into a clean environment, and run the demo there, reduced by debug=smoke

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from support.commands import ColdCache, runner
 from support.endpoint import Host, Pages, Reply, Served
+from support.hub_server import TOKEN, HubServer
 from support.tiny import BAD, FILLER, GOOD, SPECIAL, bert, sentences, write_csv
 
 for name, value in {
@@ -214,3 +215,19 @@ def served() -> Iterator[Served]:
     yield serve
     for host in hosts:
         host.close()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """The hub, on this machine."""
+    from huggingface_hub import constants
+
+    host = HubServer()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{host.server_address[1]}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    yield host
+    host.shutdown()
+    host.server_close()

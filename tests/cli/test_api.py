@@ -8,16 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import hydra
 import pytest
-from huggingface_hub import constants
 from hydra.core.global_hydra import GlobalHydra
 from support.commands import naming, require_words
-from support.hub_server import TOKEN, HubServer
+from support.hub_server import HubServer
 
 import kdcli
 
@@ -47,20 +45,6 @@ def test_importing_kdcli_is_light() -> None:
     assert not HEAVY & set(out.split())
     assert (Path(kdcli.__file__).parent / "py.typed").is_file()
     assert set(kdcli.__all__) <= set(dir(kdcli))
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """The hub, on this machine."""
-    host = HubServer()
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{host.server_address[1]}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield host
-    host.shutdown()
-    host.server_close()
 
 
 def test_a_run_from_python(

