@@ -109,11 +109,11 @@ def without_mark(head: bytes) -> str | None:
     """Recognize UTF-16 or UTF-32 without a byte order mark, by the places of the zero bytes of its ASCII characters."""
     if len(head) < 8 or b"\0" not in head:
         return None
-    quarters = [head[place : len(head) // 4 * 4 : 4].count(0) / (len(head) // 4) for place in range(4)]
+    quarters = [head[index : len(head) // 4 * 4 : 4].count(0) / (len(head) // 4) for index in range(4)]
     if min(quarters) > 0.5:  # a hole
         return None
     for encoding, zeros in (("utf-32-le", (1, 2, 3)), ("utf-32-be", (0, 1, 2))):
-        if all(quarters[place] > 0.9 for place in zeros):
+        if all(quarters[index] > 0.9 for index in zeros):
             return encoding
     even, odd = (quarters[0] + quarters[2]) / 2, (quarters[1] + quarters[3]) / 2
     for encoding, most, fewest in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
@@ -159,7 +159,7 @@ def _usual_share(text: str, encoding: str, is_usual: Callable[[str], bool]) -> f
         return 0.0
     if encoding in ("cp932", "euc_jp") and sum(map(_is_kana, map(_character, others))) < KANA * len(others):
         return 0.0
-    long_runs = {place for run in _RUN.finditer(text) for place in range(*run.span())}
+    long_runs = {index for run in _RUN.finditer(text) for index in range(*run.span())}
     usual = 0
     for match in others:
         before, after, character = match["before"] or " ", match["after"] or " ", _character(match)

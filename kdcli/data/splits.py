@@ -163,8 +163,8 @@ def carve_splits(
     order = in_order(counts)
     split_of = dict.fromkeys(order, "train")
     left = len(train)
-    for place, split in enumerate(carved):
-        others = len(carved) - place  # train and each split that follows keep one group
+    for index, split in enumerate(carved):
+        others = len(carved) - index  # train and each split that follows keep one group
         count = _expected(cfg, sizes[split], split, len(train), left, others, dropped)
         free = [group for group, own in split_of.items() if own == "train"]
         if split == "validation":
@@ -181,9 +181,9 @@ def carve_splits(
     cover_classes(split_of, _classes(train, group_at), counts, carved, exact)
     ordered = [group for group in order for _ in range(counts[group])]
     if group_at != ordered:  # groups that are no hashes, or that are joined
-        rank = {group: place for place, group in enumerate(order)}
-        places = sorted(range(len(train)), key=lambda place: rank[group_at[place]])
-        train, group_at = [train[place] for place in places], ordered
+        rank = {group: index for index, group in enumerate(order)}
+        ranked = sorted(range(len(train)), key=lambda index: rank[group_at[index]])
+        train, group_at = [train[index] for index in ranked], ordered
     rows |= {split: [] for split in ("train", *carved)}
     for row, group in zip(train, group_at, strict=True):
         rows[split_of[group]].append(row)

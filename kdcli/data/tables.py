@@ -55,7 +55,7 @@ class Table:
             return
         reader = self.file
         batches = (
-            (reader.get_batch(number) for number in range(reader.num_record_batches))
+            (reader.get_batch(index) for index in range(reader.num_record_batches))
             if isinstance(reader, pyarrow.RecordBatchFileReader)
             else reader
         )
@@ -114,7 +114,7 @@ def _plain(column: Any) -> Any:
 
 def _require_rows(file: Any, path: Path) -> None:
     """Refuse a table that is too large by what it says of itself, before anything is decoded."""
-    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
     claimed = max(file.metadata.num_rows, sum(group.total_byte_size for group in groups))
     if claimed > max(BOMB_FROM, BOMB * os.path.getsize(path)):
         raise bomb(path)

@@ -284,7 +284,9 @@ def _layout(schema: RowSchema, path: Path, groups: Groups, names: list[str] | No
     before: Layout | None = schema.decided.get("layout")
     if names is None and before is not None and before.size == size:
         return replace(before, tag=before.tag if needs_tags else None)
-    number = next((place for place in range(min(4, size - 1 - needs_tags)) if _counts(groups, place)), None)
+    number = next(
+        (column for column in range(min(4, size - 1 - needs_tags)) if _counts(groups, column)), None
+    )
     if names is not None:
         return _named_layout(schema, path, names, needs_tags, number)
     columns = list(zip(*(line.fields[:size] for line in lines if len(line.fields) >= size), strict=True))
@@ -297,18 +299,18 @@ def _layout(schema: RowSchema, path: Path, groups: Groups, names: list[str] | No
                 f"{path}: most lines hold several words; expected a word a line, and a blank line between sentences"
             )
         return Layout(size, start, None, None, number, f"words of column {start + 1}{columns_are}")
-    schemes = [place for place in range(size) if _is_scheme(columns[place])]
-    schemes.sort(key=lambda place: set(scheme_of(set(columns[place])).types) <= CHUNKS)
-    brackets = [place for place in range(start + 1, size) if _is_brackets(columns[place])]
+    schemes = [column for column in range(size) if _is_scheme(columns[column])]
+    schemes.sort(key=lambda column: set(scheme_of(set(columns[column])).types) <= CHUNKS)
+    brackets = [column for column in range(start + 1, size) if _is_brackets(columns[column])]
     tag = next(iter([*schemes, *brackets]), None)
     tag = _plain(path, columns, start) if tag is None else tag
     word = start
     while word + 1 < size and word != tag != word + 1 and _is_number(columns[word]):
         word += 1
     if tag == word:  # the tag stands first
-        others = [place for place in range(size) if place != tag and place + 1 != start]
-        word = max(others, key=lambda place: len(set(columns[place])))
-    if rest := [str(place + 1) for place in schemes if place != tag]:
+        others = [column for column in range(size) if column != tag and column + 1 != start]
+        word = max(others, key=lambda column: len(set(columns[column])))
+    if rest := [str(column + 1) for column in schemes if column != tag]:
         columns_are += f" (column {' and '.join(rest)} could be tags as well: choose with dataset.columns=)"
     kind = _types(columns, tag, word)
     types = f" and {kind + 1}" if kind is not None else ""
@@ -322,13 +324,13 @@ def _types(columns: Sequence[Sequence[str]], tag: int, word: int) -> int | None:
     others within them."""
     if scheme_of(set(columns[tag])).form != "letters":
         return None
-    for place, values in enumerate(columns):
+    for column, values in enumerate(columns):
         pairs = {(is_outside(letter), value) for letter, value in zip(columns[tag], values, strict=True)}
         none = {value for outside, value in pairs if outside}
         kinds = {value for outside, value in pairs if not outside}
         is_plain = scheme_of(set(values)).form == "types"  # and no predicted letters
-        if place not in (tag, word) and is_plain and len(none) == 1 and kinds and not none & kinds:
-            return place
+        if column not in (tag, word) and is_plain and len(none) == 1 and kinds and not none & kinds:
+            return column
     return None
 
 
@@ -339,7 +341,7 @@ def _named_layout(
     cfg = schema.cfg
     word = _named(path, names, cfg.words, WORDS)
     tag = _named(path, names, cfg.tags, TAGS) if needs_tags else None
-    numbers = [place for place, name in enumerate(names) if SENTENCE.fullmatch(re.sub(r"[\W_]", "", name))]
+    numbers = [column for column, name in enumerate(names) if SENTENCE.fullmatch(re.sub(r"[\W_]", "", name))]
     sentence = _named(path, names, cfg.sentence, ("sentence",)) if cfg.sentence else next(iter(numbers), None)
     columns_are = f"words of the column {names[word]}" + (
         f", tags of {names[tag]}" if tag is not None else ""
@@ -371,8 +373,8 @@ def _by_numbers(groups: Groups) -> Groups:
     """Return lines without blank lines between them, as sentences: where a column that numbers the words begins again, or that numbers the sentences
     changes."""
     lines = groups[0]
-    for place in range(min([3, *(len(line.fields) - 2 for line in lines)])):
-        values = [line.fields[place] for line in lines]
+    for column in range(min([3, *(len(line.fields) - 2 for line in lines)])):
+        values = [line.fields[column] for line in lines]
         if not all(map(ID.fullmatch, values)):
             continue
         numbers = list(map(int, values))
@@ -387,10 +389,10 @@ def _by_numbers(groups: Groups) -> Groups:
     return groups
 
 
-def _counts(groups: Groups, place: int) -> bool:
+def _counts(groups: Groups, column: int) -> bool:
     """Return whether a column numbers the words of each sentence, from 0 or 1."""
     for group in groups:
-        values = [line.fields[place] if len(line.fields) > place else "" for line in group]
+        values = [line.fields[column] if len(line.fields) > column else "" for line in group]
         numbers = [value for value in values if not PART.fullmatch(value)]
         if not numbers or not all(map(ID.fullmatch, numbers)):
             return False
@@ -423,8 +425,8 @@ def _plain(path: Path, columns: Sequence[Sequence[str]], start: int) -> int:
     Raises:
         DataError: none is.
     """
-    behind = [place for place in range(len(columns)) if place != start]
-    last = next((place for place in reversed(behind) if len(set(columns[place])) > 1), behind[-1])
+    behind = [column for column in range(len(columns)) if column != start]
+    last = next((column for column in reversed(behind) if len(set(columns[column])) > 1), behind[-1])
     sizes = [len(set(values)) for values in columns]
     often = [Counter(values).most_common(1)[0][0] for values in columns]
     if (

@@ -229,8 +229,8 @@ class Chat:
             spans = dict(self._inner_spans(*earlier, answers[:-1], tools))
             spans[last] = len(prompt), len(text)
         counted = [
-            (number, *spans[index])
-            for number, index in enumerate(answers)
+            (position, *spans[index])
+            for position, index in enumerate(answers)
             if index in spans and is_learned(stored[index])
         ]
         notes[TURNS], notes[COUNTED] = len(answers), len(counted)

@@ -279,11 +279,11 @@ def endpoint_turns(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     messages = template_turns(turns)
     waiting: list[str] = []
     count = 0
-    for place, (turn, message) in enumerate(zip(turns, messages, strict=True)):
+    for position, (turn, message) in enumerate(zip(turns, messages, strict=True)):
         own = {"role": turn["role"], "content": turn["content"]}
         own |= {key: message[key] for key in ("name", "tool_call_id") if key in message}
         if "tool_calls" in message:
-            results = itertools.takewhile(lambda each: each["role"] == "tool", messages[place + 1 :])
+            results = itertools.takewhile(lambda each: each["role"] == "tool", messages[position + 1 :])
             given = [result.get("tool_call_id") for result in results]
             given += [None] * len(message["tool_calls"])
             own["tool_calls"] = [

@@ -144,7 +144,7 @@ def _are_hot(lists: Iterable[tuple[str, ...]]) -> bool:
 
 def _places(label: Sequence[str]) -> tuple[str, ...]:
     """Return where a list of zeros and ones has a one."""
-    return tuple(str(place) for place, flag in enumerate(label) if flag == "1")
+    return tuple(str(index) for index, flag in enumerate(label) if flag == "1")
 
 
 def require_classes(labels: Counter[str], path: str, column: str) -> None:
@@ -219,15 +219,15 @@ def _joined(labels: Counter[str], separator: str) -> list[str]:
     joined = [label for label, own in parts.items() if len(own) > 1 and all(own)]
     if not joined:
         return []
-    places: dict[str, set[int]] = {}
+    levels_of: dict[str, set[int]] = {}
     for label in joined:
-        for place, part in enumerate(parts[label]):
-            places.setdefault(part, set()).add(place)
-    free = {part for part, at in places.items() if part in labels or len(at) > 1}
-    more = len(labels) > len(places.keys() | labels.keys() - set(joined))
+        for level, part in enumerate(parts[label]):
+            levels_of.setdefault(part, set()).add(level)
+    free = {part for part, at in levels_of.items() if part in labels or len(at) > 1}
+    more = len(labels) > len(levels_of.keys() | labels.keys() - set(joined))
     if separator == " ":
         more = more and 2 * sum(free.issuperset(parts[label]) for label in joined) >= len(joined)
-    several = 2 * len(free) >= len(places) or all(number_of(part) is not None for part in places)
+    several = 2 * len(free) >= len(levels_of) or all(number_of(part) is not None for part in levels_of)
     return joined if more or (several and separator in _BETWEEN_LABELS) else []
 
 

@@ -124,7 +124,7 @@ class TokenClassificationInference(Inference):
 
 def _rows(texts: Sequence[_Words]) -> datasets.Dataset:
     rows = [
-        {"id": str(number), "words": each.words, "label": [IGNORE] * len(each.words)}
-        for number, each in enumerate(texts)
+        {"id": str(index), "words": each.words, "label": [IGNORE] * len(each.words)}
+        for index, each in enumerate(texts)
     ]
     return datasets.Dataset.from_list(rows)

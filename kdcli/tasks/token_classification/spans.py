@@ -74,7 +74,7 @@ def words_of(text: str) -> list[tuple[int, int]]:
     without spaces between words (Chinese, Japanese) are words of their own."""
     words: list[tuple[int, int]] = []
     running = False
-    for place, char in enumerate(text):
+    for index, char in enumerate(text):
         if char.isspace():
             running = False
             continue
@@ -83,9 +83,9 @@ def words_of(text: str) -> list[tuple[int, int]]:
             not runs or "\u2e80" <= char <= "\u9fff" or "\uf900" <= char <= "\ufaff" or char >= "\U00020000"
         )
         if running and (not alone or unicodedata.category(char)[0] == "M"):
-            words[-1] = words[-1][0], place + 1
+            words[-1] = words[-1][0], index + 1
         else:
-            words.append((place, place + 1))
+            words.append((index, index + 1))
         running = not alone
     return words
 
@@ -101,17 +101,17 @@ def tokens_of(words: Sequence[Any]) -> tuple[list[str], list[tuple[int, int]]] |
         and isinstance(end := _first(word, END), int)
     ]
     return (
-        None if len(tokens) < len(words) else ([text for text, _ in tokens], [place for _, place in tokens])
+        None if len(tokens) < len(words) else ([text for text, _ in tokens], [index for _, index in tokens])
     )
 
 
 def tagged(
-    places: Sequence[tuple[int, int]], text: str, spans: Any, where: str, notes: Counter[str]
+    bounds: Sequence[tuple[int, int]], text: str, spans: Any, where: str, notes: Counter[str]
 ) -> list[str]:
     """Return the tag of each word: B-TYPE and I-TYPE of the words that a span touches, else O.
 
     Args:
-        places: where the words start and end in the text.
+        bounds: where the words start and end in the text.
         text: the text, or "" if only its words are known.
         spans: as a labelling tool exports them.
         notes: counts the decisions, by their description.
@@ -119,7 +119,7 @@ def tagged(
     Raises:
         DataError: a span cannot be read, or two overlap.
     """
-    tags = ["O"] * len(places)
+    tags = ["O"] * len(bounds)
     last: Span | None = None
     for span in sorted(
         set(_spans(spans, text, where, notes)), key=lambda span: (span.start, span.end, span.type)
@@ -129,15 +129,13 @@ def tagged(
                 f"{where}: the spans {_shown(last)} and {_shown(span)} overlap, and a word has one tag; remove one of them"
             )
         last = span
-        inside = [
-            number for number, (start, end) in enumerate(places) if start < span.end and end > span.start
-        ]
-        notes[CUTS] += any(places[number][0] < _skip(text, span) for number in inside[:1]) or any(
-            places[number][1] > span.end for number in inside[-1:]
+        inside = [word for word, (start, end) in enumerate(bounds) if start < span.end and end > span.start]
+        notes[CUTS] += any(bounds[word][0] < _skip(text, span) for word in inside[:1]) or any(
+            bounds[word][1] > span.end for word in inside[-1:]
         )
-        free = [number for number in inside if tags[number] == "O"]
-        for place, number in enumerate(free):
-            tags[number] = f"{'I' if place else 'B'}-{span.type}"
+        free = [word for word in inside if tags[word] == "O"]
+        for index, word in enumerate(free):
+            tags[word] = f"{'I' if index else 'B'}-{span.type}"
     return tags
 
 
@@ -213,7 +211,7 @@ def _span(value: Any, text: str, where: str) -> Span:
 def _placed(start: int, end: int, quoted: str, text: str, where: str) -> tuple[int, int]:
     """Return where a span lies that quotes its text: its end may be inclusive, or its places may count UTF-16 units, as JavaScript does."""
     units = text.encode("utf-16-le", "surrogatepass")
-    before, upto = (len(units[: 2 * place].decode("utf-16-le", "ignore")) for place in (start, end))
+    before, upto = (len(units[: 2 * index].decode("utf-16-le", "ignore")) for index in (start, end))
     for first, last in ((start, end), (start, end + 1), (before, upto)):
         if 0 <= first < last and text[first:last].strip() == quoted.strip():
             return first, last
