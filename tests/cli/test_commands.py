@@ -1008,7 +1008,7 @@ def test_list(kdcli: Kdcli) -> None:
     """A choice that cannot be found is not there."""
     done = kdcli("list", "student")
     assert done.returncode == 0
-    assert re.search(r"^tiny +2 layers x 128", done.stdout, re.MULTILINE)
+    assert re.search(r"^tiny +.*2 layers x 128", done.stdout, re.MULTILINE)
     wrong = kdcli("list", "students")
     assert wrong.returncode == 2
     require_words(wrong.stderr, "students", "student")
