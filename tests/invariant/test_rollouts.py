@@ -164,7 +164,7 @@ def test_a_teacher_writes_what_the_student_learns(distil: Distil, voice: Path) -
     assert 40 < len(rows) < len(train) == 88
     told = json.loads((run / "report.json").read_text())["dataset"]["dropped_completions"]
     assert told == {"truncated by rollout.max_new_tokens": 88 - len(rows)}
-    assert "answers left out: truncated by rollout.max_new_tokens" in (run / "report.html").read_text()
+    assert "dropped completions: truncated by rollout.max_new_tokens" in (run / "report.html").read_text()
     before = distil("before", "pairs", "loss.soft_label.weight=0.0001", "control=true", "dataset.chat=true")
     assert largest_difference(run, before) > 1e-3
     a, b = (load_file(run / "control" / "model.safetensors") for run in (run, before))
