@@ -816,6 +816,7 @@ def test_an_export_needs_the_student_alone(
     assert [path.name for path in (copy / "export").iterdir()] == ["cpu"]
 
 
+@pytest.mark.long
 def test_a_missed_budget_in_another_process_fails_the_sweep(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

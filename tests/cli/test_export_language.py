@@ -150,6 +150,7 @@ def test_the_card_asks_as_the_student_was_taught(run: Path, capsys: pytest.Captu
     assert capsys.readouterr().out.strip() == said.strip()
 
 
+@pytest.mark.long
 def test_a_checkpoint_for_servers(run: Path, tmp_path: Path) -> None:
     """A folder in bf16 that is measured in fp32, or that nothing but kdcli can load."""
     assert launch("export", [f"run={run}", "hardware=cuda", *QUICK]) == 0

@@ -167,6 +167,7 @@ def test_it_comes_after_the_stages(distil: Distil) -> None:
     assert terms == {"loss/soft_label"}
 
 
+@pytest.mark.long
 def test_a_decoder_is_rounded_as_its_files_are_and_a_kill_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

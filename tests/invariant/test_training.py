@@ -321,6 +321,7 @@ def test_an_overfitted_training_goes_back_to_its_best_weights(
     assert training["stopped"] == "converged"
 
 
+@pytest.mark.long
 def test_one_process_is_two_processes(distil: Distil, small: list[str], tmp_path: Path) -> None:
     """Denominators counted by each process alone weigh rows by the process they fall to."""
     options = ["trainer.max_steps=20", "student.dropout=0", "control=false", "dataset.labelled=200"]

@@ -114,6 +114,7 @@ def test_batch_8x2_is_16x1(distil: Distil) -> None:
     assert all(logged[f"loss/{name}"] > 0 for name in (*OF_TOKENS, "soft_label"))
 
 
+@pytest.mark.long
 def test_stored_answers_of_all_tokens_are_the_teachers_own(distil: Distil) -> None:
     """Answers that are stored for another position, or another pair, are somebody's all the same: the loss falls."""
     steps = (*ALONE, "trainer.max_steps=10", "loss.soft_label.temperature=2", "~loss.hard_label")
@@ -184,6 +185,7 @@ def test_killed_and_continued_is_uninterrupted_and_keeps_pairs_together(
     assert largest_difference(whole, killed, ignored=KEY_BIAS) == 0
 
 
+@pytest.mark.long
 def test_the_teachers_own_translations(distil: Distil, teacher: Path) -> None:
     """Beams, drawn candidates and the choice among them are options that nothing reads."""
     beams = written(distil("beams", *ALONE, "trainer.max_steps=2", "rollout=beam", "rollout.num_beams=3"))
@@ -492,6 +494,7 @@ def test_the_lexicon_is_not_copied() -> None:
     assert not set(LEXICON) & set(LEXICON.values())
 
 
+@pytest.mark.long
 def test_sources_that_only_the_teacher_translates(
     distil: Distil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cold_cache: ColdCache, capsys
 ) -> None:
