@@ -19,7 +19,7 @@ def random_speaker(folder: Path, layers: int = 2) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(convert(locate_package(PACKAGED)))
     model = decoder(tokenizer, layers, hidden=64)
-    with torch.no_grad():  # as it is born it says the same of everything, in whatever precision
+    with torch.no_grad():  # as initialized it gives everything the same outputs, in whatever precision
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(folder)
