@@ -157,7 +157,13 @@ CONVERGED = [
 """A few validations until the learning rate falls."""
 
 
-@pytest.mark.parametrize("length", [["trainer.epochs=3"], CONVERGED], ids=["fixed", "converged"])
+@pytest.mark.parametrize(
+    "length",
+    [
+        pytest.param(["trainer.epochs=3"], marks=pytest.mark.long, id="fixed"),
+        pytest.param(CONVERGED, id="converged"),
+    ],
+)
 @pytest.mark.parametrize("when", ["in the student", "in the control"])
 def test_killed_and_continued_is_uninterrupted(
     distil: Distil, small: list[str], tmp_path: Path, when: str, length: list[str]
