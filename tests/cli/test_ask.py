@@ -783,6 +783,7 @@ def smollm() -> Iterator[Any]:
         process.kill()
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_labels_of_a_real_server(ask: Any, smollm: Any) -> None:
     """A server of the tests answers as we think that servers do; this one as they do."""

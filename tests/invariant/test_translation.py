@@ -152,6 +152,7 @@ def test_one_process_is_two_processes(
     assert largest_difference(one, two, ignored=KEY_BIAS) < 2e-5
 
 
+@pytest.mark.long
 def test_killed_and_continued_is_uninterrupted_and_keeps_pairs_together(
     distil: Distil, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cold_cache: ColdCache
 ) -> None:
