@@ -139,6 +139,14 @@ def teacher(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama that answers prompts, trained for a moment."""
+    from support.tiny import speaker
+
+    return speaker(tmp_path_factory.mktemp("models") / "speaker", steps=40)
+
+
+@pytest.fixture(scope="session")
 def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """600 sentences with labels, as a csv file."""
     return write_csv(tmp_path_factory.mktemp("data") / "reviews.csv", sentences(600))

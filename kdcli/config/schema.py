@@ -261,8 +261,8 @@ class Rollout(Section):
     on_policy_fraction: Fraction = 0.5
     """source=student: the share of each batch's rows for which it generates the completion in the step."""
     buffer: Annotated[Int, Field(ge=1, le=64)] = 1
-    """source=student: the optimizer steps whose completions the student writes together, before the first of them, in larger batches. It is up to
-    buffer - 1 steps older than the student that learns them."""
+    """source=student: the number of optimizer steps whose completions the student generates together, in larger batches, before the first of these
+    steps. The weights that generate a completion are up to buffer - 1 steps older than those that are trained on it."""
     max_new_tokens: Tokens = 64
     """The most tokens of a generated text."""
     sampling_temperature: SamplingTemperature = 1.0

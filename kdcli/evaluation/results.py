@@ -152,7 +152,7 @@ class TrainingResult(Part):
     flat: bool
     """Whether more steps promised nothing."""
     rollout_buffer: int | None = None
-    """On-policy: the steps whose completions the student wrote together."""
+    """On-policy distillation: the number of steps whose completions the student generated together."""
 
 
 class ChanceResult(Part):
@@ -186,7 +186,7 @@ class SeedResult(Part):
 
 class FidelityResult(Part):
     """A quantized teacher compared with itself without quantization, on the validation rows. An unknown value is null: the weights without
-    quantization do not fit into memory."""
+    quantization did not fit into memory."""
 
     quantization: Quantization
     kl: float | None

@@ -38,11 +38,13 @@ class Division:
 
     Attributes:
         unquantized: the names of the linear layers that are not.
+        quantized: the number of weights that are.
         share: the share of the weights that are quantized, among the matrices that are no embeddings and no head.
         model: the class of the model.
     """
 
     unquantized: list[str]
+    quantized: int
     share: float
     model: str
 
@@ -66,7 +68,8 @@ def divide(kind: Quantization, auto: str, config: PreTrainedConfig) -> Division:
     outer = {id(module.weight) for module in body.modules() if isinstance(module, nn.Embedding)}
     outer |= set() if head is None else {id(head.weight)}
     matrices = [weight for weight in body.parameters() if weight.dim() > 1 and id(weight) not in outer]
-    return Division(unquantized, quantized / max(1, sum(map(torch.numel, matrices))), type(model).__name__)
+    share = quantized / max(1, sum(map(torch.numel, matrices)))
+    return Division(unquantized, quantized, share, type(model).__name__)
 
 
 def _fits(kind: Quantization, layer: nn.Linear) -> bool:

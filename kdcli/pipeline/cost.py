@@ -32,7 +32,7 @@ from kdcli.pipeline.validate import storing_temperature
 from kdcli.teachers.cached import SHARD
 from kdcli.training.batches import micro_batches
 from kdcli.training.length import eval_steps, planned_steps
-from kdcli.training.probe import BATCHES, OPTIMIZER_BYTES, Probe, probe, undisturbed
+from kdcli.training.probe import BATCHES, Probe, probe, undisturbed
 
 logger = logging.getLogger(__name__)
 PROBED_ROWS = 256
@@ -43,6 +43,8 @@ AFFORDABLE = 2.0
 """The number of seconds that the probe of a model may take before training, by a cautious estimate."""
 WEIGHT = 4
 """The bytes of a weight in fp32."""
+OPTIMIZER_BYTES = 8
+"""The bytes of AdamW's state for each trained weight in fp32."""
 START = 5.0
 """The seconds that a process takes to start and to load the model that it measures."""
 

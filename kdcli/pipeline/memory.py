@@ -43,9 +43,9 @@ from kdcli.training.trainer import freeze, set_dropout
 
 logger = logging.getLogger(__name__)
 BATCH = 64
-"""The rows of a batch of a teacher that does not say it."""
+"""The rows of a batch of a teacher without the argument `batch_size`."""
 QUANTIZED: dict[Quantization, float] = {"int8": 1.0, "int4": 0.5, "nf4": 0.5}
-"""The bytes of a quantized weight, without scales; what loses least comes first."""
+"""The bytes of a quantized weight, without scales. The type with the smallest error comes first."""
 STORED = 12
 """The bytes of a stored token and its log-probability before they are packed."""
 Parts = Sequence[Run]
@@ -171,7 +171,7 @@ class _Planner:
         return None if self._exceeds(planned) and not run.task.writes and are_stored(run) else planned
 
     def _exceeds(self, phase: PhaseMemory) -> bool:
-        """Return whether a phase may not fit. Only then it is worth to look whether its results are in the cache, whose keys are hashes of all weights."""
+        """Return whether a phase may not fit. Only then are its results looked up in the cache, since the keys are hashes of all weights."""
         return self.free is not None and phase.peak > self.free
 
     def _student_phases(
@@ -333,7 +333,7 @@ def _changed(parts: Parts, chosen: dict[str, tuple[str, Change]]) -> list[Run]:
 
 
 def _saved(before: MemoryPlan, after: MemoryPlan, free: int) -> int:
-    """Return the most bytes that a phase takes less which takes more than is free; a phase may be left out."""
+    """Return the most bytes that a change of the plan saves in a phase that takes more than is free. The later plan may lack the phase."""
     peaks = {phase.name: phase.peak for phase in after.phases}
     return max((phase.peak - peaks.get(phase.name, 0) for phase in before.exceeding(free)), default=0)
 
@@ -546,22 +546,16 @@ def _teacher_bytes(run: Run, trained: dict[str, int]) -> int:
 
 
 def _quantized_bytes(run: Run, source: Checkpoint, kind: Quantization | None, size: int) -> int:
-    """Return the bytes that the weights of a checkpoint take less because those of its linear layers are quantized.
+    """Return the bytes that the quantization of the linear layers of a checkpoint saves.
 
     Args:
-        kind: None: they are not.
+        kind: None: they are not quantized.
         size: the bytes of a weight that is not quantized.
     """
     if kind is None:
         return 0
-    unquantized = set(divide(kind, run.task.auto, load_config(source)).unquantized)
-    layers = _skeleton(run, source).named_modules()
-    count = sum(
-        layer.weight.numel()
-        for name, layer in layers
-        if type(layer) is torch.nn.Linear and name not in unquantized
-    )
-    return int(count * (size - QUANTIZED[kind]))
+    quantized = divide(kind, run.task.auto, load_config(source)).quantized
+    return int(quantized * (size - QUANTIZED[kind]))
 
 
 def _is_remote(run: Run) -> bool:

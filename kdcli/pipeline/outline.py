@@ -13,15 +13,18 @@ from kdcli.config.seeds import with_seed
 from kdcli.data.dataset import Data, with_gold
 from kdcli.data.splits import SPLITS
 from kdcli.pipeline.cost_plan import CostPlan, PhaseCost
-from kdcli.teachers.remote.limits import Estimate, Prices
+from kdcli.teachers.remote.limits import (
+    BYTES_PER_TOKEN,
+    FIRST_TOKENS,
+    JSON_TOKENS,
+    LABEL_TOKENS,
+    Estimate,
+    Prices,
+)
 from kdcli.training.length import planned_steps
 
-BYTES_PER_TOKEN = 4
-"""The bytes of a token of a prompt, as `Client.expected_tokens` estimates them."""
 REQUEST, QUESTION = 33, 94
 """The bytes of a turn without its text, and those that the question about a label adds, without the labels."""
-FIRST_TOKENS, WRITTEN_LABEL = 4, 32
-"""The most tokens of an answer that is read by its first tokens, and those of a label that is written out, beyond its characters."""
 TEXTS = "text", "text_pair", "prompt", "source"
 """The columns that a teacher is queried about, whatever the task."""
 ENDPOINT = "base_url"
@@ -147,7 +150,7 @@ def _estimate(cfg: Config, labels: Sequence[str], requests: int, size: int, answ
     elif labels:
         question = QUESTION + sum(len(label.encode()) + 2 for label in labels)
         is_read_by_tokens = arguments.get("soft_labels") == "logprobs"
-        most = FIRST_TOKENS if is_read_by_tokens else WRITTEN_LABEL + max(map(len, labels))
+        most = FIRST_TOKENS if is_read_by_tokens else LABEL_TOKENS + JSON_TOKENS + max(map(len, labels))
     size += size * int(arguments.get("shots") or 0) + requests * (REQUEST + question)
     limits = {"max_tokens": most} | (arguments.get("parameters") or {})
     most = limits.get("max_completion_tokens", limits["max_tokens"])

@@ -56,7 +56,7 @@ class Activations:
 
     Attributes:
         saved: all that is kept.
-        layers: of which each layer keeps so much.
+        layers: the part of it that each layer keeps.
         inputs: the input of each layer.
         head: what the chunked head of a language model holds beyond the gradient of its weights.
         is_counted: whether the model could be run without data; else the sizes are rough.
@@ -88,7 +88,7 @@ class StepMemory:
         parameters: the number of weights.
         weights, gradients, optimizer: what is held between steps and at the end of the backward pass.
         activations: what is held at the end of the forward pass.
-        peak: the most at one time. Gradients come as activations go, so that it is less than the sum.
+        peak: the most at one time. The backward pass frees activations while it allocates gradients, so that it is less than the sum.
     """
 
     parameters: int
@@ -190,7 +190,7 @@ def step_memory(
         held = 2 * gradients  # the buckets in which the gradients of all processes are summed
     forward = retained + head + max(activations.head, activations.work // 2)
     peak = weights + optimizer + gathered
-    if torch.cuda.is_available():  # gradients come as activations go
+    if torch.cuda.is_available():  # the backward pass frees activations while it allocates gradients
         peak += max(forward + (held if accumulates else held - gradients), held + largest)
     else:  # the C library keeps most of what is freed, in pieces that do not fit the next tensors
         peak += int(HEAP * forward) + held + (head if _is_tied(model) else 0)

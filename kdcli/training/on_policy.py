@@ -21,7 +21,7 @@ from kdcli.training.job import TrainJob
 from kdcli.training.resume import REMEDY
 
 COMPLETIONS = "completions.jsonl"
-"""The file of a checkpoint with the completions of the steps after it: those who wrote them are gone when a run is continued."""
+"""The file of a checkpoint with the completions of the steps after it. The weights that generated them are older than the checkpoint's."""
 
 
 class Completion(TypedDict):

@@ -23,8 +23,6 @@ from kdcli.training.trainer import training_attention
 
 BATCHES = 3
 """Batches that are timed, of short, of middle and of long rows, after one that is not."""
-OPTIMIZER_BYTES = 8
-"""Bytes of AdamW's state for each trained weight in fp32."""
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,7 @@ from safetensors.torch import load_file
 from support.commands import ColdCache, close_weights, read, refusal, require_words, runner
 from support.endpoint import Served
 from support.scoring import NAME, VLLM
-from support.tiny import decoder, language_model_options, speaker, speller, talk
-
-
-@pytest.fixture(scope="module")
-def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return speaker(tmp_path_factory.mktemp("models") / "talker", steps=40)
+from support.tiny import decoder, language_model_options, speller, talk
 
 
 def served_options(talker: Path, url: str) -> list[str]:

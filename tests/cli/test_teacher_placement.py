@@ -9,18 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from support.commands import ColdCache, read, refusal, require_words, runner, same_weights, weights
-from support.tiny import language_model_options, speaker, talk
+from support.tiny import language_model_options, talk
 
 from kdcli.measure import memory
 from kdcli.pipeline import memory as pipeline_memory
 from kdcli.pipeline import placement
 
 Distil = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return speaker(tmp_path_factory.mktemp("models") / "speaker", steps=40)
 
 
 @pytest.fixture

@@ -9,18 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.commands import naming, read, refusal, require_words, runner, same_weights, weights
-from support.tiny import decoder, language_model_options, speaker, speller, talk
+from support.tiny import decoder, language_model_options, speller, talk
 
 from kdcli.console import ProgressStage
 from kdcli.errors import ConfigError
 from kdcli.evaluation.models import recorded_models
 from kdcli.pipeline.stages import Stages
 from kdcli.training.sharding import require_unquantized
-
-
-@pytest.fixture(scope="module")
-def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return speaker(tmp_path_factory.mktemp("models") / "speaker", steps=40)
 
 
 @pytest.fixture

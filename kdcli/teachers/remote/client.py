@@ -20,6 +20,7 @@ from kdcli.errors import ConfigError, EndpointError, TeacherError
 from kdcli.files import digest
 from kdcli.teachers.remote.ledger import Answer, Ledger
 from kdcli.teachers.remote.limits import (
+    BYTES_PER_TOKEN,
     Backoff,
     Budget,
     Charge,
@@ -153,7 +154,7 @@ class Client(ABC):
 
     def expected_tokens(self, body: dict[str, Any]) -> int:
         """The expected number of tokens of a request's text."""
-        return self.prompt_bytes(body) // 4
+        return self.prompt_bytes(body) // BYTES_PER_TOKEN
 
     def max_completion_tokens(self, body: dict[str, Any]) -> int | None:
         """Return the most tokens that the answer to a request may have; None if there is no limit."""

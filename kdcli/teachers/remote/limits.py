@@ -15,6 +15,14 @@ from tenacity import RetryCallState, wait_exponential
 
 from kdcli.errors import EndpointError
 
+BYTES_PER_TOKEN = 4
+"""The bytes of a request per token, by estimate."""
+FIRST_TOKENS = 4
+"""The number of tokens that are requested to read the first token of a label: some models begin with a space, a line break or a quotation mark."""
+LABEL_TOKENS = 16
+"""The number of tokens that a written label may have in addition to its number of characters."""
+JSON_TOKENS = 16
+"""The number of tokens that the JSON around a label may have."""
 LONGEST = 60.0
 """The most seconds between two attempts, unless the service asks for more."""
 JITTER = random.Random()

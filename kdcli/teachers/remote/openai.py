@@ -37,7 +37,7 @@ from kdcli.teachers.base import Compress, identity
 from kdcli.teachers.remote.answers import UnparsableShare, described, is_cut, without_thoughts
 from kdcli.teachers.remote.labels import LETTERS, LabelReader, SoftLabels, clash, label_schema, normalise
 from kdcli.teachers.remote.ledger import Answer
-from kdcli.teachers.remote.limits import Budget, Estimate, Prices
+from kdcli.teachers.remote.limits import FIRST_TOKENS, JSON_TOKENS, LABEL_TOKENS, Budget, Estimate, Prices
 from kdcli.teachers.remote.parameters import SingleAnswerError
 from kdcli.teachers.remote.prompting import (
     PROMPTS,
@@ -53,12 +53,6 @@ from kdcli.teachers.remote.scoring import SGLangClient, VLLMClient
 from kdcli.teachers.remote.wire import ChatClient
 
 logger = logging.getLogger(__name__)
-FIRST_TOKENS = 4
-"""The number of tokens that are requested to read the first token of a label: some models begin with a space, a line break or a quotation mark."""
-LABEL_TOKENS = 16
-"""The number of tokens that a written label may have in addition to its number of characters."""
-JSON_TOKENS = 16
-"""The number of tokens that the JSON around a label may have."""
 THINKING_TOKENS = 2048
 """The number of tokens that a message suggests for an answer with thoughts."""
 THOUGHTS_OFF = (
