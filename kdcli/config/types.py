@@ -144,13 +144,13 @@ Character = Annotated[str, Field(min_length=1, max_length=1), BeforeValidator(ba
 class Section(BaseModel):
     """A mapping that allows no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Component(BaseModel):
     """A mapping with a `_target_`. Keys that the schema does not know are arguments of that class."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, defer_build=True)
     kind: ClassVar[str] = "builtins.object"
     """The base class of `_target_`, as MODULE.NAME."""
 

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from kdcli.config.declarations import fields, find_class
 
 
 class Part(BaseModel):
     """A mapping in a result. Keys that are not named here are kept: those of a task, and those of later versions."""
 
-    model_config = ConfigDict(
-        extra="allow", frozen=True, populate_by_name=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True, defer_build=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Describe the properties by the docstrings of the attributes. (`use_attribute_docstrings` reads them at each import of the class.)"""
+        described = handler.resolve_ref_schema(schema := handler(core))
+        if declared := find_class(f"{cls.__module__}.{cls.__name__}"):
+            meanings = {each.name: each.meaning for each in fields(declared) if each.meaning}
+            for (name, field), entry in zip(
+                cls.model_fields.items(), described["properties"].values(), strict=True
+            ):
+                if meaning := meanings.get(field.alias or name):
+                    entry["description"] = meaning
+        return schema
 
     def as_json(self) -> dict[str, Any]:
         """Return the keys that were given, as plain data."""
