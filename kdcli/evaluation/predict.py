@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from kdcli.teachers.base import Teacher
 from kdcli.teachers.local import LocalTeacher
 
 logger = logging.getLogger(__name__)
+BLOCK = 256
+"""Rows whose teacher outputs are held at once: those of a language model take 772 bytes a token with 64 stored tokens."""
 
 
 def require_device(cfg: Measure | None) -> None:
@@ -156,10 +158,17 @@ def predictions_from_teacher(
     Args:
         source: the teacher's checkpoint, whose tokenizer is used.
     """
-    signal = teacher.signals(list(rows))
-    return task.predictions_from_outputs(
-        signal, task.encode_split(load_tokenizer(source), rows, max_length)
-    ), signal.classes
+    classes = 0
+
+    def signals() -> Iterator[AnySignal]:
+        nonlocal classes
+        for start in range(0, max(1, len(rows)), BLOCK):
+            signal = teacher.signals(list(rows.select(range(start, min(start + BLOCK, len(rows))))))
+            classes = signal.classes
+            yield signal
+
+    encoded = task.encode_split(load_tokenizer(source), rows, max_length)
+    return task.predictions_from_outputs(signals(), encoded), classes
 
 
 def likelihoods(

@@ -145,7 +145,7 @@ def run_encoder(split: Split, source: Checkpoint, run: Run) -> ArtifactRun:
             "another student's file; export that student again"
         )
     signal = Signal(torch.from_numpy(np.ascontiguousarray(logits[:, order])))
-    predictions = task.predictions_from_outputs(signal, encoded)
+    predictions = task.predictions_from_outputs([signal], encoded)
     if rows is not None:
         own = _tokenize_words(
             source.path, split.rows["words"][:], split.max_length, split.tokenizer.truncation_side

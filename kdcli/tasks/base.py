@@ -427,14 +427,20 @@ class Task(ABC):
         """Return the input of a deployed model for each row: a text, or a text and its pair."""
 
     @torch.no_grad()
-    def predictions_from_outputs(self, signal: AnySignal, encoded: Encoded) -> Predictions:
-        """Return the predictions that outputs at a split's positions amount to, as if their model had been run."""
+    def predictions_from_outputs(self, signals: Iterable[AnySignal], encoded: Encoded) -> Predictions:
+        """Return the predictions that outputs at a split's positions amount to, as if their model had been run.
+
+        Args:
+            signals: the outputs of consecutive rows, which together are those of the split. One is held at a time.
+        """
         labels, counts = self.targets(encoded)
-        flat = torch.from_numpy(labels)
-        reduced = []
-        for at in chunks(len(flat), signal.classes):
-            outputs = signal.rows(at)
-            reduced.append(self.reduce_outputs(outputs, flat[at].to(outputs.device), None))
+        reduced, start = [], 0
+        for signal in signals:
+            own = torch.from_numpy(labels[start : start + len(signal)])
+            for at in chunks(len(own), signal.classes):
+                outputs = signal.rows(at)
+                reduced.append(self.reduce_outputs(outputs, own[at].to(outputs.device), None))
+            start += len(signal)
         arrays = {key: torch.cat([part[key] for part in reduced]).cpu().numpy() for key in reduced[0]}
         return Predictions(arrays, labels, counts)
 

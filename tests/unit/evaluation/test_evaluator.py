@@ -11,15 +11,18 @@ import datasets
 import numpy as np
 import pytest
 from support.commands import require_words
-from support.tiny import bert, sentences
+from support.tiny import bert, decoder, sentences, speller
 
 from kdcli.config.measure import Measure
-from kdcli.evaluation import models
+from kdcli.evaluation import models, predict
 from kdcli.evaluation.models import Evaluator
 from kdcli.evaluation.predict import open_checkpoint
 from kdcli.measure.spec import UNKNOWN
 from kdcli.models.checkpoint import Checkpoint
+from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.classification.task import Classification
+from kdcli.teachers.cached import CachedTeacher
+from kdcli.teachers.local import LocalTeacher
 
 TASK = Classification(["bad", "good"])
 LENGTH = 16
@@ -143,3 +146,34 @@ def test_an_env_json_of_an_earlier_version_is_no_damage(
     (tmp_path / "env.json").write_text('{"dataset": {"path": "a.csv"}}')
     assert models.recorded_readings(tmp_path) == []
     assert not caplog.records
+
+
+def test_outputs_of_a_teacher_are_reduced_block_by_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stored outputs of a validation split of 10,000 rows of a language model, unpacked at once: gigabytes."""
+    tokenizer, task = speller(), CausalLM()
+    decoder(tokenizer).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    source = Checkpoint(tmp_path / "teacher", "teacher")
+    texts = [text * (1 + index % 3) for index, (text, _) in enumerate(sentences(50))]
+    columns = {"id": [str(index) for index in range(50)], "prompt": [""] * 50, "completion": texts}
+    rows = datasets.Dataset.from_dict(columns)
+    local = LocalTeacher(8)
+    local.open(source, task, 64, "fp32")
+    stored = CachedTeacher(tmp_path / "store", k=4)
+    stored.fetch(rows, lambda: local, lambda done: None)
+    expected, classes = predict.predictions_from_teacher(stored, source, task, rows, 64)
+
+    held: list[int] = []
+    signals = stored.signals
+    monkeypatch.setattr(stored, "signals", lambda examples: held.append(len(examples)) or signals(examples))
+    monkeypatch.setattr(predict, "BLOCK", 16)
+    found, same = predict.predictions_from_teacher(stored, source, task, rows, 64)
+    assert held == [16, 16, 16, 2]
+    assert same == classes == len(tokenizer)
+    assert found.arrays.keys() == expected.arrays.keys()
+    assert len(found.labels) > 50
+    for name, values in expected.arrays.items():
+        np.testing.assert_array_equal(found[name], values)
+    np.testing.assert_array_equal(found.labels, expected.labels)

@@ -393,7 +393,7 @@ def test_the_cache_holds_what_the_teacher_says(tokenizer, local: LocalTeacher, t
     assert torch.allclose(stored.log_p, top, atol=5e-3)
     whole = CachedTeacher(tmp_path / "whole", k=len(tokenizer))
     whole.fetch(rows, lambda: local, lambda done: None)
-    told = TASK.predictions_from_outputs(whole.signals(list(rows)), encoded)
+    told = TASK.predictions_from_outputs([whole.signals(list(rows))], encoded)
     said = TASK.predict(local.model, tokenizer, encoded)
     assert np.array_equal(told.labels, labels)
     assert TASK.scores(told)["log_prob"] == pytest.approx(TASK.scores(said)["log_prob"], abs=2e-3)

@@ -305,7 +305,7 @@ def test_padding_and_the_batch_change_nothing(tokenizer) -> None:
         with torch.inference_mode():
             logits = model(**alone).logits[0, 1:-1]  # every word here is one token
         np.testing.assert_allclose(said["logits"][starts[row] :][: len(logits)], logits, atol=1e-5)
-    told = TASK.predictions_from_outputs(Signal(torch.as_tensor(said["logits"])), encoded)
+    told = TASK.predictions_from_outputs([Signal(torch.as_tensor(said["logits"]))], encoded)
     assert TASK.scores(told) == TASK.scores(said)
     assert TASK.agreement(said, told).all()
     assert np.abs(TASK.divergence(said, told)).max() < 1e-9

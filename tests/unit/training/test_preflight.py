@@ -76,7 +76,7 @@ def check(tokenizer, split: Split) -> Callable[..., None]:
             bert(tokenizer, LABELS), task, losses, {name: (weights or {}).get(name, 1.0) for name in losses}
         )
         teacher = Scripted(logits)
-        predictions = task.predictions_from_outputs(teacher.signals(list(split.rows)), split.encoded)
+        predictions = task.predictions_from_outputs([teacher.signals(list(split.rows))], split.encoded)
         preflight(distiller, tokenizer, predictions, 2, teacher, train, split, bf16=False, lenient=lenient)
 
     return run
