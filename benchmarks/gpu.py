@@ -185,7 +185,7 @@ class Meter:
         """Begin anew; `peak` counts from what is allocated now."""
         import torch
 
-        from kdcli.measure.memory import restart_peak
+        from kdcli.memory import restart_peak
 
         self.ticks.clear()
         if self.device == "cuda":
@@ -208,7 +208,7 @@ class Meter:
         """Return the peak memory in GB: beyond what was allocated at `restart`, if it was called."""
         import torch
 
-        from kdcli.measure.memory import peak_memory
+        from kdcli.memory import peak_memory
 
         peak = torch.cuda.max_memory_allocated() if self.device == "cuda" else peak_memory() or 0
         return (peak - self.before) / 1e9

@@ -164,7 +164,7 @@ def store(kind: str, path: str, folder: str, rows: str, batch: str, bound: str, 
 
     import kdcli.models.gguf  # noqa: F401
     import kdcli.teachers.streamed as of_streams
-    from kdcli.measure.memory import peak_memory, restart_peak
+    from kdcli.memory import peak_memory, restart_peak
     from kdcli.models.checkpoint import Checkpoint, load_tokenizer
     from kdcli.models.dtypes import chosen_dtype
     from kdcli.tasks.causal_lm.task import CausalLM

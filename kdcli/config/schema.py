@@ -91,10 +91,12 @@ class Teacher(CheckpointConfig):
     weights share a scale; Dettmers et al. 2023, https://arxiv.org/abs/2305.14314) and int4 (32 share a scale and a zero point; on CPUs) in an eighth.
     Embeddings and heads keep `dtype`, in which it computes. What it costs is measured on the validation rows (`fidelity` in report.json). While it is fine-tuned nothing
     is quantized. null: nothing is."""
-    placement: Literal["auto", "resident", "streamed"] = "auto"
+    placement: Literal["auto", "resident", "streamed", "device_map"] = "auto"
     """Where its weights are while its outputs are stored. resident: all in memory. streamed: one layer at a time is read, all rows go through
     it, and their hidden states lie on disk (under KDCLI_CACHE_DIR) until the next layer; the stored outputs are the same bits. auto: streamed if the
-    weights do not fit into the memory that is free. The teacher's speed is not measured then, and it writes no texts."""
+    weights do not fit into the memory that is free. A streamed teacher writes no texts. device_map: its layers are divided among the GPUs, the memory and the
+    disk (by Accelerate), and those elsewhere are fetched whenever they are computed, so that it can also write texts and answer in training
+    steps. The speed of a teacher that is streamed or divided is not measured."""
     memory_bound: Size = 2e9
     """placement=streamed: the memory that the pass may take beyond what the process has before, such as 2GB or 500MB. It must hold one layer,
     the output head, and a batch of teacher.batch_size rows."""

@@ -27,7 +27,7 @@ from kdcli.measure.models import loading, make_spec, measure_checkpoint, measure
 from kdcli.measure.process import Process
 from kdcli.measure.spec import UNKNOWN, Measurement, prompt_length, spaced
 from kdcli.models.checkpoint import Checkpoint, load_tokenizer
-from kdcli.rundir import REPORT
+from kdcli.rundir import REPORT, saved_config
 from kdcli.signals import AnySignal
 from kdcli.tasks.base import Predictions, Task
 
@@ -98,7 +98,7 @@ class Evaluator:
     def measure(
         self, name: str, sources: Sequence[Checkpoint], keep_alive: bool = False, interleaved: bool = False
     ) -> None:
-        """Measure speed and memory of a model, and add them to its entry.
+        """Measure speed and memory of a model, and add them to its entry. Those of a model whose weights are divided are unknown.
 
         Args:
             sources: its checkpoint, or those of the members of an ensemble, which are measured one after the other.
@@ -110,6 +110,9 @@ class Evaluator:
         """
         entries = []
         for source in sources:
+            if source.divided:  # its weights do not fit into the process that is measured
+                entries.append(asdict(UNKNOWN))
+                continue
             process, needs = measure_checkpoint(
                 self.config,
                 source,
@@ -189,8 +192,12 @@ def recorded_models(run: Path, trust_remote_code: bool) -> dict[str, Checkpoint]
                 logger.info("the teacher is read from %s, which %s names", path, run / REPORT)
             sources[name] = Checkpoint(path.absolute(), name, code=trust_remote_code)
             if name == "teacher":
-                kind = quantization.get(name)
-                sources[name] = replace(sources[name], dtype=dtypes.get(name, "fp32"), quantization=kind)
+                sources[name] = replace(
+                    sources[name],
+                    dtype=dtypes.get(name, "fp32"),
+                    quantization=quantization.get(name),
+                    divided=saved_config(run)["teacher"].get("placement") == "device_map",
+                )
             require_trained(sources[name], run)
         else:
             console.warn(f"the {name} of {run} is no longer in {path} and is skipped")

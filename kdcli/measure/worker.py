@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.errors import ExportError, KDError
-from kdcli.measure.memory import peak_memory, restart_peak
 from kdcli.measure.runtime import (
     CausalLMRuntime,
     EncoderRuntime,
@@ -37,6 +36,7 @@ from kdcli.measure.spec import (
     arrivals,
     percentiles,
 )
+from kdcli.memory import peak_memory, restart_peak
 
 
 def main() -> None:

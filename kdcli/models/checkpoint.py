@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import sys
@@ -23,6 +24,7 @@ from kdcli.hub import PACKAGE, locate_package, snapshot
 from kdcli.model_files import read_json, require_body, require_finite, require_folder
 from kdcli.models.adapters import CONFIG, base_of, is_adapter, merge, require_alone, unmerged
 from kdcli.models.converted import plain_names, text_model
+from kdcli.models.device_map import load_divided
 from kdcli.models.dtypes import TORCH, is_fast
 from kdcli.models.vocabulary import (
     TOKENIZER_FILES,
@@ -69,6 +71,7 @@ class Checkpoint:
         code: whether its Python files may be run.
         dtype: the precision in which its weights are loaded.
         quantization: in which the weights of its linear layers are held; None: in `dtype`.
+        divided: whether its weights are divided among GPUs, memory and disk.
     """
 
     path: Path
@@ -77,6 +80,7 @@ class Checkpoint:
     code: bool = False
     dtype: Dtype = "fp32"
     quantization: Quantization | None = None
+    divided: bool = False
 
     @property
     def weights_hash(self) -> str:
@@ -368,13 +372,16 @@ def require_loadable(source: Checkpoint, task: Task) -> None:
         )  # fmt: skip
 
 
-def load_complete(source: Checkpoint, task: Task) -> PreTrainedModel:
+def load_complete(source: Checkpoint, task: Task, **options: Any) -> PreTrainedModel:
     """Load a checkpoint that has all weights.
+
+    Args:
+        options: further arguments of transformers.
 
     Raises:
         ModelError: it cannot be loaded, or lacks weights, which would be random.
     """
-    model, new = load_model(source, task)
+    model, new = _load(source, task, **options)
     if new:
         raise _incomplete(source, task)
     return model
@@ -407,11 +414,15 @@ def _incomplete(source: Checkpoint, task: Task) -> ModelError:
 
 
 def load_ready(source: Checkpoint, task: Task) -> PreTrainedModel:
-    """Load a complete checkpoint in eval mode, on the GPU if there is one.
+    """Load a complete checkpoint in eval mode, on the GPU if there is one, or divided.
 
     Raises:
-        ModelError: as `load_complete`.
+        ModelError: as `load_complete`, and as `divide`.
     """
+    if source.divided:
+        options: dict[str, Any] = {"device_map": "meta", "dtype": TORCH[source.dtype]}
+        skeleton, _ = task.from_pretrained(source.path, local_files_only=True, **options)
+        return load_divided(functools.partial(load_complete, source, task), skeleton, source.name).eval()
     model = load_complete(source, task).eval()
     if torch.cuda.is_available():
         torch.nn.Module.cuda(model)
@@ -481,7 +492,7 @@ def stage_seed(seed: int, stage: str) -> int:
 
 def trainable(source: Checkpoint) -> Checkpoint:
     """Return the same checkpoint with weights in fp32, in which models are fine-tuned and students are cut."""
-    return replace(source, dtype="fp32", quantization=None)
+    return replace(source, dtype="fp32", quantization=None, divided=False)
 
 
 def seed_everything(seed: int) -> None:

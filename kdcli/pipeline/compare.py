@@ -118,6 +118,7 @@ def _checkpoints(run: Run, teacher_data: TeacherData) -> dict[str, Checkpoint]:
     loaded: dict[str, Any] = {
         "dtype": teacher_data.teacher.dtype,
         "quantization": teacher_data.teacher.quantization,
+        "divided": teacher_data.teacher.divided,
     }
     return {
         name: Checkpoint(folder, name, code=code, **(loaded if name == "teacher" else {}))
@@ -209,7 +210,7 @@ def _measure(
     here = run.remote is None and not run.streamed and "teacher" in checkpoints
     teachers = teacher_data.teachers if here else []
     quick = evaluator.is_quick
-    both = quick and len(teachers) == 1
+    both = quick and len(teachers) == 1 and not teachers[0].divided
     same_work = runtime_class("torch", run.task.auto).same_work
     alike = {"control", UNQUANTIZED} & checkpoints.keys() if quick and same_work else set()
     try:

@@ -22,15 +22,16 @@ from kdcli.config.trainer import Trainer as TrainerConfig
 from kdcli.config.types import Dtype, Quantization
 from kdcli.data.splits import SPLITS
 from kdcli.errors import ConfigError, listed
-from kdcli.measure.memory import device_free_memory, free_swap
+from kdcli.memory import device_free_memory, free_swap
 from kdcli.models.checkpoint import Checkpoint, fast_bf16, load_config, load_tokenizer
+from kdcli.models.device_map import SHARE
 from kdcli.models.dtypes import TORCH, is_supported, stored_dtype, weight_count
 from kdcli.models.weight_only import divide, require_quantizable
 from kdcli.numbers import format_bytes
 from kdcli.pipeline.cost import are_stored
 from kdcli.pipeline.keys import TunedTeacher, cache_path
 from kdcli.pipeline.memory_plan import MemoryPlan, PhaseMemory, Remedy
-from kdcli.pipeline.placement import obstacle
+from kdcli.pipeline.placement import obstacle, obstacle_to_dividing
 from kdcli.pipeline.plan import OWN, STUDENT, Phase, Run, is_online
 from kdcli.signals import Part
 from kdcli.teachers.cached import SHARD
@@ -371,6 +372,8 @@ def _candidates(parts: Parts) -> Iterator[tuple[str, str, Change]]:
     can_stream = is_local and not run.streamed and not is_quantized and not is_cut and not obstacle(run)
     if can_stream:
         yield "teacher.placement", "streamed", _streamed
+    elif is_local and not run.sources[0].divided and not obstacle_to_dividing(run):
+        yield "teacher.placement", "device_map", _divided
     if has_dtype and stored == "fp32":
         yield "teacher.dtype", half, _teacher_dtype(half)
     if is_local and not run.streamed and not is_quantized and not can_stream:
@@ -461,6 +464,13 @@ def _student_dtype(parts: Parts) -> list[Run]:
     return [_with_config(part, "student", dtype="bf16") for part in parts]
 
 
+def _divided(parts: Parts) -> list[Run]:
+    return [
+        dataclasses.replace(part, sources=[dataclasses.replace(each, divided=True) for each in part.sources])
+        for part in parts
+    ]
+
+
 def _streamed(parts: Parts) -> list[Run]:
     return [dataclasses.replace(part, streamed=True) for part in parts]
 
@@ -542,6 +552,8 @@ def _teacher_bytes(run: Run, trained: dict[str, int]) -> int:
         total += weight_count(source.path) * size - _quantized_bytes(
             run, source, run.cfg.teacher.quantization, size
         )
+    if run.sources[0].divided and (free := device_free_memory()) is not None:
+        return min(total, int(SHARE * free))  # the rest stays on the disk
     return total
 
 

@@ -12,7 +12,7 @@ from kdcli import console
 from kdcli.config.components import build, locate
 from kdcli.errors import ConfigError
 from kdcli.files import PARTIAL
-from kdcli.measure.memory import device_free_memory
+from kdcli.memory import device_free_memory
 from kdcli.models.checkpoint import Checkpoint
 from kdcli.models.dtypes import TORCH, weight_count
 from kdcli.numbers import format_bytes
@@ -39,12 +39,16 @@ def is_streamed(run: Run) -> bool:
     the memory that is free.
 
     Raises:
-        ConfigError: teacher.placement=streamed, and the run needs the whole teacher, or a quantized one.
+        ConfigError: teacher.placement=streamed, and the run needs the whole teacher, or a quantized one; device_map, and it cannot be divided.
     """
     placement = run.cfg.teacher.placement
     stage = run.cfg.stages.get(run.teacher_key)
     is_assistant = stage is not None and stage.student is not None
     if run.remote is not None or placement == "resident" or is_assistant:
+        return False
+    if placement == "device_map":
+        if reason := obstacle_to_dividing(run):
+            raise ConfigError(f"teacher.placement = device_map: {reason}")
         return False
     if run.cfg.teacher.quantization is not None:
         if placement == "streamed":
@@ -61,7 +65,12 @@ def is_streamed(run: Run) -> bool:
     if reason := obstacle(run):
         if placement == "streamed":
             raise ConfigError(f"teacher.placement = streamed: {reason}")
-        logger.warning("the teacher may not fit: %s. It is not read layer by layer: %s", sizes, reason)
+        logger.warning(
+            "the teacher may not fit: %s. It is not read layer by layer: %s. teacher.placement=device_map leaves layers on the disk until they are "
+            "computed",
+            sizes,
+            reason,
+        )
         return False
     if not fits and run.initializer.reads_teacher and run.initializer.source is None:
         raise ConfigError(
@@ -74,6 +83,21 @@ def is_streamed(run: Run) -> bool:
             sizes,
         )
     return True
+
+
+def obstacle_to_dividing(run: Run) -> str:
+    """Return why Accelerate cannot divide the teacher's weights (teacher.placement=device_map); empty: it can."""
+    teacher = run.cfg.teacher
+    if teacher.quantization is not None:
+        return f"teacher.quantization={teacher.quantization} changes the weights that are read from the disk; leave one of the two out"
+    if not issubclass(locate(teacher.target), LocalTeacher):
+        return f"teacher._target_ = {teacher.target} loads its models itself; use {LocalTeacher.__module__}.{LocalTeacher.__name__}"
+    if run.state.num_processes > 1:
+        return (
+            f"it fills the memory of this machine, which {run.state.num_processes} processes share; use teacher.placement=streamed, or one "
+            "process"
+        )
+    return ""
 
 
 def memory_of(sources: Sequence[Checkpoint]) -> tuple[int, int | None]:

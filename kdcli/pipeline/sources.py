@@ -46,14 +46,15 @@ def teacher_sources(
 
 
 def with_dtype(cfg: Config, source: Checkpoint) -> Checkpoint:
-    """Return a checkpoint of the teacher with the dtype in which it computes its outputs, and the quantization of its weights.
+    """Return a checkpoint of the teacher with the dtype in which it computes its outputs, the quantization of its weights, and their placement.
 
     Raises:
         ConfigError: this device cannot compute in it.
     """
     given, precision = cfg.teacher.dtype, cfg.teacher.trainer.precision
     dtype = chosen_dtype(given, source.path, precision, "teacher.dtype")
-    return dataclasses.replace(source, dtype=dtype, quantization=cfg.teacher.quantization)
+    divided = cfg.teacher.placement == "device_map"
+    return dataclasses.replace(source, dtype=dtype, quantization=cfg.teacher.quantization, divided=divided)
 
 
 def _served_tokenizer(cfg: Config, path: str) -> Checkpoint:

@@ -428,19 +428,13 @@ class Task(ABC):
 
     @torch.no_grad()
     def predictions_from_outputs(self, signals: Iterable[AnySignal], encoded: Encoded) -> Predictions:
-        """Return the predictions that outputs at a split's positions amount to, as if their model had been run.
-
-        Args:
-            signals: the outputs of consecutive rows, which together are those of the split. One is held at a time.
-        """
+        """Return the predictions that the outputs of consecutive rows, all of the split, amount to, as if their model had been run."""
         labels, counts = self.targets(encoded)
-        reduced, start = [], 0
+        left, reduced = torch.from_numpy(labels), []
         for signal in signals:
-            own = torch.from_numpy(labels[start : start + len(signal)])
-            for at in chunks(len(own), signal.classes):
-                outputs = signal.rows(at)
-                reduced.append(self.reduce_outputs(outputs, own[at].to(outputs.device), None))
-            start += len(signal)
+            for outputs, at in ((signal.rows(at), at) for at in chunks(len(signal), signal.classes)):
+                reduced.append(self.reduce_outputs(outputs, left[at].to(outputs.device), None))
+            left = left[len(signal) :]
         arrays = {key: torch.cat([part[key] for part in reduced]).cpu().numpy() for key in reduced[0]}
         return Predictions(arrays, labels, counts)
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.commands import ColdCache, require_words
+from support.commands import ColdCache, require_words, some
 from support.endpoint import Host, Served, last, likely, refusing, said
 from support.tiny import (
     BAD,
@@ -594,7 +594,7 @@ def with_end_token(student: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("form", ["messages", "pairs"])
+@pytest.mark.parametrize("form", some(["messages", "pairs"], "pairs"))
 def test_answers_of_a_chatbot(ask: Any, served: Served, student: Path, tmp_path: Path, form: str) -> None:
     """What the student learns is not what the teacher wrote; or cannot be read and used as a data set. A server that renders the chat itself
     is sent a rendered prompt, or one with the end token of the student's tokenizer behind it."""
@@ -670,7 +670,7 @@ def test_several_answers_filtered(
     assert report_of(run)["endpoint"]["training_rows"] == 44
 
 
-@pytest.mark.parametrize("form", ["messages", "pairs"])
+@pytest.mark.parametrize("form", some(["messages", "pairs"], "messages"))
 def test_further_prompts(ask: Any, served: Served, student: Path, tmp_path: Path, form: str) -> None:
     """Made-up prompts that stand in the data already, also in the test split; or that nobody answers."""
     known = [prompt for prompt, _ in exchanges(60)]

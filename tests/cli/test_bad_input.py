@@ -447,8 +447,8 @@ def test_misspelt_label_of_the_test_file(
     ("names", "swap"),
     [
         (("good", "bad"), True),
-        (("GOOD", "Bad"), True),
-        (("BAD", "Good"), False),
+        pytest.param(("GOOD", "Bad"), True, marks=pytest.mark.long),
+        pytest.param(("BAD", "Good"), False, marks=pytest.mark.long),
         (("LABEL_0", "LABEL_1"), False),
     ],
 )
@@ -776,6 +776,7 @@ def continues(own: Path, options: list[str], run: Path, capsys: pytest.CaptureFi
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("limit", [20_000, 60_000], ids=["at the weights", "at the optimizer"])
 def test_disk_full_while_a_checkpoint_is_saved(
     small: list[str],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +12,11 @@ import pytest
 import torch
 from support.commands import ColdCache, read, refusal, require_words, runner, same_weights, weights
 from support.tiny import language_model_options, talk
+from transformers import PreTrainedModel
 
-from kdcli.measure import memory
+from kdcli import memory
+from kdcli.launch.run import launch
+from kdcli.models import device_map
 from kdcli.pipeline import memory as pipeline_memory
 from kdcli.pipeline import placement
 
@@ -79,6 +84,72 @@ def test_what_a_streamed_teacher_cannot_do_is_refused(
 ) -> None:
     """The run would load the whole teacher in spite of the key, or fail after hours."""
     message = refusal(capsys, "distill", [*options, "teacher.placement=streamed", *overrides])
+    require_words(message, *words)
+
+
+@pytest.mark.parametrize("writes", [False, True], ids=["stored", "rollouts and online"])
+def test_a_divided_run_is_the_resident_run(
+    writes: bool,
+    options: list[str],
+    tmp_path: Path,
+    cold_cache: ColdCache,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Other outputs than those of the whole teacher; a head that is on the device "meta" where a loss or a rollout reads it; a teacher whose
+    speed is measured whole, which it does not fit."""
+    places: list[dict[str, int | str]] = []
+    divide = device_map.divide
+
+    def recorded(model: PreTrainedModel, name: str) -> device_map.DeviceMap:
+        size = sum(weight.nbytes for weight in model.parameters())
+        monkeypatch.setattr(device_map, "free_memory", lambda: int(0.7 * size / device_map.SHARE))
+        places.append(divide(model, name))
+        return places[-1]
+
+    monkeypatch.setattr(device_map, "divide", recorded)
+    online = ["rollout=teacher", "rollout.max_new_tokens=24", "dataset.chat=true", "teacher.cache=false"]
+    more = online if writes else []
+    measure = ["measure.mode=quick", "measure.latency_runs=3", "measure.throughput_seconds=0.05"]
+    usual = [word for word in options if word != "measure=null"]
+    run = runner(tmp_path, lambda *own: [*usual, *more, *measure, *own])
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    cold_cache("divided")
+    divided = run("divided", "teacher.placement=device_map")
+    assert {"cpu", "disk"} == set(places[0].values())
+    assert not [path for path, place in places[0].items() if place == "disk" and "layers" not in path]
+    gc.collect()
+    assert not list(scratch.glob("kdcli-weights-*"))
+    cold_cache("resident")
+    resident = run("resident", "teacher.placement=resident")
+    assert same_weights(divided, resident)
+    of_divided, of_resident = (read(folder / "report.json") for folder in (divided, resident))
+    assert of_divided["models"]["teacher"]["score"] == of_resident["models"]["teacher"]["score"]
+    assert of_divided["verdict"]["kl_to_teacher"] == of_resident["verdict"]["kl_to_teacher"]
+    assert of_divided["models"]["teacher"]["throughput_per_s"] is None
+    assert of_divided["models"]["student"]["throughput_per_s"] > 0
+    assert of_resident["models"]["teacher"]["throughput_per_s"] > 0
+    seen = len(places)
+    words = [f"run={divided}", *measure, f"hydra.run.dir={tmp_path / 'eval'}"]
+    assert launch("eval", words) == 0
+    assert len(places) > seen
+    assert read(tmp_path / "eval" / "eval.json")["models"]["teacher"]["throughput_per_s"] is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["teacher.quantization=int8"], ["teacher.quantization=int8"]),
+        (["teacher._target_=kdcli.teachers.aligned.AlignedTeacher"], ["teacher._target_"]),
+    ],
+)
+def test_what_a_divided_teacher_cannot_do_is_refused(
+    overrides: list[str], words: list[str], options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An exception of Accelerate after the data were prepared."""
+    message = refusal(capsys, "distill", [*options, "teacher.placement=device_map", *overrides])
     require_words(message, *words)
 
 

@@ -101,6 +101,7 @@ def require_indexed(tree: dict[str, Any], known: list[Key], given: set[str]) -> 
 
 
 @pytest.mark.parametrize("option", [path for path in OPTIONS if path.parts[0] != "debug"], ids=str)
+@pytest.mark.long
 def test_every_option_composes_with_smoke(compose: Compose, option: Path) -> None:
     """A rehearsal that works for the default alone rehearses nothing."""
     group = option.parts[0]

@@ -157,6 +157,7 @@ def test_members_of_one_checkpoint_are_tuned_apart(distil: Distil, body: Path) -
     assert any(not np.array_equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.long
 def test_distilbert(small: list[str], masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A general stage whose student is thrown away, or a task stage that cannot begin from a masked language model."""
     monkeypatch.chdir(tmp_path)

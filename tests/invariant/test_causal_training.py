@@ -17,7 +17,7 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.commands import ColdCache, largest_difference, runner, same_weights, weights
+from support.commands import ColdCache, largest_difference, runner, same_weights, some, weights
 from support.tiny import (
     CHAT,
     decoder,
@@ -70,7 +70,7 @@ def distil(options: Callable[[str], list[str]], tmp_path: Path, monkeypatch: pyt
 # ---- what a batch and its padding are -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["messages", "text"])
+@pytest.mark.parametrize("form", some(["messages", "text"], "messages"))
 def test_batch_8x1_is_4x2_is_2x4_accumulated(distil: Distil, form: str) -> None:
     """A mean over the tokens of each micro-batch weighs a token by the length of its neighbours' answers."""
     steps = (*ALONE, "trainer.max_steps=10")
@@ -250,6 +250,7 @@ cli.main()
 """kdcli, with a second process that reads the best checkpoint long after the first has."""
 
 
+@pytest.mark.long
 def test_one_process_is_two_processes(
     distil: Distil, options: Callable[[str], list[str]], tmp_path: Path, cold_cache: ColdCache
 ) -> None:

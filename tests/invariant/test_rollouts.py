@@ -12,7 +12,7 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.commands import largest_difference, naming, require_one_message, require_words, runner
+from support.commands import largest_difference, naming, require_one_message, require_words, runner, some
 from support.tiny import decoder, exchanges, language_model_options, speaker, speller, talk
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
@@ -217,7 +217,7 @@ PLAIN = (
 ON_POLICY = ("rollout=student", "rollout.on_policy_fraction=0.6")
 
 
-@pytest.mark.parametrize(("form", "buffer"), [("pairs", 1), ("messages", 4)])
+@pytest.mark.parametrize(("form", "buffer"), some([("pairs", 1), ("messages", 4)], ("messages", 4)))
 def test_on_policy_batches_8x1_are_4x2(distil: Distil, form: str, buffer: int) -> None:
     """Answers that depend on how a batch is shared: noise from one stream, rows chosen by their place, a mean taken twice."""
     how = (*ON_POLICY, f"rollout.buffer={buffer}")

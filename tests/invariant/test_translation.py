@@ -267,11 +267,12 @@ def test_from_the_data_to_the_report(
 @pytest.mark.parametrize(
     ("family", "more"),
     [
-        ("T5", ["dataset.prefix=translate: "]),
-        ("MT5", []),
+        pytest.param("T5", ["dataset.prefix=translate: "], marks=pytest.mark.long),
+        pytest.param("MT5", [], marks=pytest.mark.long),
         ("Bart", ["rollout=beam", "rollout.num_beams=2", "dataset=jsonl", "dataset.path=articles.jsonl", "dataset.source=article",
                   "dataset.target=summary", "dataset.clean.max_ratio=null"]),
-        ("M2M100", ["rollout=beam", "rollout.num_beams=2", "dataset.source_language=en", "dataset.target_language=es"]),
+        pytest.param("M2M100", ["rollout=beam", "rollout.num_beams=2", "dataset.source_language=en", "dataset.target_language=es"],
+                     marks=pytest.mark.long),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip

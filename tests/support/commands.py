@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,16 @@ def runner(
         return directory
 
     return run
+
+
+def some(values: Iterable[Any], *short: Any) -> list[Any]:
+    """The parameters of a test of which `make test` takes a few, and `make test-long` the others."""
+    return [
+        value
+        if value in short
+        else pytest.param(*(value if isinstance(value, tuple) else [value]), marks=pytest.mark.long)
+        for value in values
+    ]
 
 
 def require_one_message(err: str) -> str:

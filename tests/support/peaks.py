@@ -28,7 +28,7 @@ from transformers import (
 from kdcli.config.tasks import spec_of
 from kdcli.config.trainer import Trainer
 from kdcli.losses.hard_label import HardLabel
-from kdcli.measure.memory import peak_memory, restart_peak
+from kdcli.memory import peak_memory, restart_peak
 from kdcli.tasks.base import Split, Task
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.classification.task import Classification

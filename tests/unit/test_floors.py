@@ -16,7 +16,7 @@ ROOT = Path(kdcli.__file__).parent
 LONGEST_MODULE, LONGEST_FUNCTION = 600, 80
 FLOORS = {
     "knows files, messages and config keys, and imports no torch": (
-        "errors numbers locks processes files hub console templates config rundir cache_notes environment model_files"
+        "errors numbers memory locks processes files hub console templates config rundir cache_notes environment model_files"
     ),
     "knows what a model says at which positions, and what that costs": (
         "signals features distributed prompts generation text_metrics losses tasks models"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.commands import naming
+from support.commands import naming, some
 from support.exporting import hide_packages
 from test_intel import CONFIGS, SEGMENTS, create, inputs, student
 
@@ -29,7 +29,7 @@ def spec(file: Path) -> Any:
         return coremltools.models.MLModel(str(file), skip_model_load=True).get_spec()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", some(CONFIGS, "Bert"))
 def test_packages_have_the_names_and_lengths_that_an_app_gives(
     name: str, student: Path, tmp_path: Path
 ) -> None:

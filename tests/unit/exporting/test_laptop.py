@@ -12,7 +12,7 @@ import transformers
 import xllamacpp
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from safetensors.numpy import load_file
-from support.commands import naming
+from support.commands import naming, some
 from support.exporting import hide_packages, run_worker
 from support.tiny import decoder, full_disk, speller
 from tokenizers import processors
@@ -246,7 +246,7 @@ def pieces(folder: Path) -> transformers.PreTrainedTokenizerBase:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("name", [*SPECIAL, "add_eos_token of Llama 2"])
+@pytest.mark.parametrize("name", some([*SPECIAL, "add_eos_token of Llama 2"], "start and end"))
 def test_a_prompt_has_the_special_tokens_of_the_student_s(name: str, tmp_path: Path) -> None:
     """llama.cpp continues an end token, two start tokens, or none where the student has one; a family that its converter knows is refused
     for its special tokens."""

@@ -14,7 +14,7 @@ from support.commands import require_words
 from unit.pipeline.conftest import MakePart
 
 from kdcli.errors import ConfigError
-from kdcli.measure.memory import peak_memory, restart_peak
+from kdcli.memory import peak_memory, restart_peak
 from kdcli.pipeline import memory
 from kdcli.pipeline.memory import plan_memory, require_memory
 from kdcli.pipeline.memory_plan import MemoryPlan, PhaseMemory
