@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.commands import ColdCache, read, refusal, require_words, runner, same_weights, weights
-from support.tiny import language_model_options, talk
+from support.tiny import language_model_options, speaker, talk
 from transformers import PreTrainedModel
 
 from kdcli import memory
@@ -108,8 +108,15 @@ def test_a_divided_run_is_the_resident_run(
         return places[-1]
 
     monkeypatch.setattr(device_map, "divide", recorded)
-    online = ["rollout=teacher", "rollout.max_new_tokens=24", "dataset.chat=true", "teacher.cache=false"]
-    more = online if writes else []
+    more = []
+    if writes:
+        more = [
+            f"teacher.path={speaker(tmp_path / 'speaker')}",
+            "rollout=teacher",
+            "rollout.max_new_tokens=8",
+            "rollout.sampling_temperature=1",
+            "teacher.cache=false",
+        ]
     measure = ["measure.mode=quick", "measure.latency_runs=3", "measure.throughput_seconds=0.05"]
     usual = [word for word in options if word != "measure=null"]
     run = runner(tmp_path, lambda *own: [*usual, *more, *measure, *own])
