@@ -372,13 +372,14 @@ def _candidates(parts: Parts) -> Iterator[tuple[str, str, Change]]:
     can_stream = is_local and not run.streamed and not is_quantized and not is_cut and not obstacle(run)
     if can_stream:
         yield "teacher.placement", "streamed", _streamed
-    elif is_local and not run.sources[0].divided and not obstacle_to_dividing(run):
-        yield "teacher.placement", "device_map", _divided
     if has_dtype and stored == "fp32":
         yield "teacher.dtype", half, _teacher_dtype(half)
     if is_local and not run.streamed and not is_quantized and not can_stream:
-        for kind in (kind for kind in QUANTIZED if _is_quantizable(run, kind)):
+        kinds = [kind for kind in QUANTIZED if _is_quantizable(run, kind)]
+        for kind in kinds:
             yield "teacher.quantization", kind, _teacher(quantization=kind)
+        if not kinds and not run.sources[0].divided and not obstacle_to_dividing(run):
+            yield "teacher.placement", "device_map", _divided  # it reads weights in each step
     replaced = [each for each in trainers if not each[1].fsdp and each[1].optimizer.startswith("adamw_torch")]
     for optimizer in ("adamw_torch_8bit", "adafactor"):
         for key, cfg, change in replaced:

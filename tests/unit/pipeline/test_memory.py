@@ -154,6 +154,14 @@ def test_a_teacher_that_does_not_fit_is_refused_with_its_own_keys(
     with pytest.raises(ConfigError) as error:
         require_memory([online], plan_memory([online]))
     require_words(error.value.message, "student", "teacher.quantization=int8", "make it fit")
+    monkeypatch.setattr(memory, "_is_quantizable", lambda run, kind: False)
+    with pytest.raises(ConfigError) as error:
+        require_memory([online], plan_memory([online]))
+    require_words(error.value.message, "student", "teacher.placement=device_map", "make it fit")
+    divided = dataclasses.replace(online, sources=[dataclasses.replace(online.sources[0], divided=True)])
+    plan = plan_memory([divided])
+    require_memory([divided], plan)
+    assert phases(plan)["student"].teacher < 200_000_000
 
 
 def test_processes_share_the_memory_of_a_machine_and_the_table_is_narrow(
