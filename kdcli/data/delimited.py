@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import logging
 import re
 from collections import Counter
@@ -154,11 +155,13 @@ class Trial:
             ),
             None,
         )
+        if not wanted and not columns:
+            self.skip = _table_begins(self.rows)
         self.names = columns or [column_name(name) for name in self.rows[self.skip or 0]] if self.rows else []
         self.body = self.rows if columns else self.rows[(self.skip or 0) + 1 :]
         width = len(self.names)
         self.consistent = sum(_fit(row, width) for row in self.body) / len(self.body) if self.body else 1.0
-        named = columns is not None or self.skip is not None
+        named = columns is not None or (self.skip is not None and bool(wanted or not self.skip))
         many = width > 1 or (named and len(wanted) == 1)
         self.score = (named and many, many, not self.error, round(self.consistent, 2))
 
@@ -182,6 +185,18 @@ class Trial:
         return dataclasses.replace(
             self.dialect, skip=skip, names=tuple(self.names), row_names=row_names, further=further
         )
+
+
+def _table_begins(rows: Sequence[Sequence[str]]) -> int:
+    """Return the index of the first row below titles and comments: from it on all rows have several fields, and equally many; 0: there is none."""
+    comments = len([*itertools.takewhile(lambda row: row[0].startswith("#"), rows[:PREAMBLE])])
+    begin = comments if comments > 1 else 0  # a single one may be the header
+    if rows and len(rows[0]) > 1 and not begin:
+        return 0
+    for index, row in enumerate(rows[begin:PREAMBLE], begin):
+        if len(row) > 1 and all(len(other) == len(row) for other in rows[index:]):
+            return index
+    return begin
 
 
 def _fit(row: list[str], width: int) -> float:
@@ -370,11 +385,27 @@ def _indices(schema: RowSchema, name: str, header: list[str]) -> list[int]:
         ) from None
 
 
-def looks_like_row(header: list[str]) -> bool:
-    """Return whether a first line holds what no column is called: a number, a sentence, nothing at all, or the same twice."""
-    return any(
-        not name or _NUMBER.fullmatch(name) or len(name) > 40 or len(name.split()) > 4 for name in header
-    ) or len(set(header)) < len(header)
+def looks_like_row(header: Sequence[str], body: Sequence[Sequence[Any]] = ()) -> bool:
+    """Return whether a first line holds what no column is called: a number, nothing at all, a sentence, or the same twice.
+
+    Args:
+        body: rows below it. A sentence, such as a question of a survey, is a name if a column below holds numbers or repeated values, and the first
+            line none of them there.
+    """
+    if any(not name or _NUMBER.fullmatch(name) for name in header):
+        return True
+    has_sentence = any(len(name) > 40 or len(name.split()) > 4 for name in header)
+    return (has_sentence or len(set(header)) < len(header)) and not _is_above(header, body)
+
+
+def _is_above(header: Sequence[str], body: Sequence[Sequence[Any]]) -> bool:
+    """Return whether a line differs from the rows below it in a column of numbers or of repeated values."""
+    for name, *values in zip(header, *body, strict=False):
+        filled = [str(value) for value in values if value not in (None, "")]
+        repeated = len(set(filled)) <= len(filled) / 5
+        if filled and name not in filled and (repeated or all(map(_NUMBER.fullmatch, filled))):
+            return True
+    return False
 
 
 def _proposed(schema: RowSchema, row: list[str]) -> str:

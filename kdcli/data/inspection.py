@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from kdcli.data.reading import Reading
 from kdcli.data.sources import (
     SUFFIXES_OF_DATA,
     columns_of_folders,
+    data_files,
     data_suffix,
     local_splits,
     parallel_files,
@@ -28,13 +30,17 @@ from kdcli.errors import DataError, listed
 from kdcli.files import user_path
 from kdcli.hub import data_path
 from kdcli.tasks import row_schema_of
-from kdcli.tasks.columns import Column, Fit
+from kdcli.tasks.columns import LOOKED_AT, Column, Fit
 from kdcli.tasks.rows import RawSplit, Row, RowSchema, labels_of, row_hash
 
 SAMPLE = 20_000
 """The maximum number of rows of a file that are examined."""
 CHOSEN_BY = ("task", "text", "label", "words", "tags", "prompt", "completion", "messages", "source", "target")
 """The keys of `dataset` that choose a task, or a column of it."""
+READING = ("format", "encoding", "delimiter", "quote", "escape", "columns", "field", "bad_rows")
+"""The keys of `dataset` that say how a file is read."""
+MOST_EXCEPTIONS = 0.05
+"""The maximum share of rows that are in none of the classes of one-hot columns, or in several."""
 TABLES = ("auto", "csv", "json", "jsonl", "parquet", "arrow")
 """The formats with columns that are not known before a file is read."""
 _ENDING = re.compile(r"\.[a-z]{2,3}")
@@ -50,8 +56,9 @@ class AllColumns(RowSchema):
         self.columns: list[str] = []
 
     def column_paths(self, columns: list[str], name: str, nested: bool = False) -> list[list[str]]:
-        """Return the paths to all columns that have a name; of equal names the first."""
-        self.names = [column for column in dict.fromkeys(columns) if column]
+        """Return the paths to all columns that have a name of their own."""
+        counts = Counter(columns)
+        self.names = [column for column in columns if column and counts[column] == 1] or columns[:1]
         return [[column] for column in self.names]
 
     def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
@@ -108,6 +115,8 @@ def inspect(given: str, keys: Mapping[str, Any]) -> Inspection:
     if (pair := _parallel(path)) is not None and not keys:
         return _verified(path, {"path": str(path.with_suffix("")), "format": "parallel"} | pair, [], None)
     data_path(given)
+    if path.is_dir() and (pair_file := _parallel_below(path)) is not None:
+        return inspect(str(Path(given) / pair_file.name), keys)
     if path.is_dir():
         path = local_splits(_config({"path": given, **keys}), given)["train"][0]
         if folders := columns_of_folders(given, path):
@@ -136,6 +145,12 @@ def _parallel(path: Path) -> dict[str, str] | None:
         if other != path and _ENDING.fullmatch(other.suffix) and other.suffix not in SUFFIXES_OF_DATA
     ]
     return {"source": path.suffix[1:], "target": others[0].suffix[1:]} if len(others) == 1 else None
+
+
+def _parallel_below(path: Path) -> Path | None:
+    """Return the first of two parallel text files that a folder holds; None: it holds something else."""
+    files = [file for file in data_files(path) if file.is_file()]
+    return files[0] if len(files) == 2 and _parallel(files[0]) is not None else None
 
 
 def _of_name(given: str, path: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,7 +190,7 @@ def _read_columns(
     path: Path, given: str, keys: Mapping[str, Any]
 ) -> tuple[list[Column], Reading | None, dict[str, Any]]:
     """Return the columns of a table, how it is read, and keys of `dataset` that it needs. No reading: it is a text without columns."""
-    reads = {key: value for key, value in keys.items() if key not in CHOSEN_BY}
+    reads = {key: value for key, value in keys.items() if key in READING}
     is_text = data_suffix(path.name) in ("", ".txt", ".text")
     reads = {"bad_rows": "error" if is_text else "drop", **reads}
     try:
@@ -189,14 +204,16 @@ def _read_columns(
     is_tabbed = reading.dialect is not None and reading.dialect.delimiter == "\t"
     if is_text and (len(names) == 1 or (looks_like_row(names) and not is_tabbed)):
         return [], None, {}
-    if reading.format in ("json", "jsonl") and "field" not in keys:
+    if reading.format in ("json", "jsonl") and "field" not in keys and not _is_array(path):
         for name in (name for name in names if all(_holds_rows(row.get(name)) for row in rows)):
             with contextlib.suppress(DataError):
                 columns, inner, _ = _read_columns(path, given, {**keys, "field": name})
                 if name not in [column.name for column in columns]:
                     return columns, inner, {"field": name}
     named: dict[str, Any] = {}
-    if reading.format == "csv" and "columns" not in keys and looks_like_row(names):
+    body = [[row.get(name) for name in names] for row in rows[:1000]]
+    is_named = bool({str(value) for value in keys.values()} & {*names})
+    if reading.format == "csv" and "columns" not in keys and not is_named and looks_like_row(names, body):
         named["columns"] = [f"column{number}" for number in range(1, len(names) + 1)]
         rows = [
             dict(zip(named["columns"], values, strict=True))
@@ -204,7 +221,26 @@ def _read_columns(
         ]
         names = named["columns"]
     present = {name: [row[name] for row in rows if row.get(name) not in (None, "")] for name in names}
-    return [Column(name, values) for name, values in present.items()], reading, named
+    columns = [Column(name, values, len(values) / len(rows)) for name, values in present.items()]
+    return columns, reading, named
+
+
+def _is_array(path: Path) -> bool:
+    """Return whether a document of JSON is an array, whose items are the rows."""
+    with path.open("rb") as stream:
+        return stream.read(HEAD).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+
+
+def _leaves(columns: Sequence[Column]) -> list[Column]:
+    """Return the values in columns of mappings as columns, called COLUMN.KEY."""
+    leaves = []
+    for column in columns:
+        if column.values and all(isinstance(value, dict) for value in column.values):
+            for key in dict.fromkeys(key for value in column.values[:LOOKED_AT] for key in value):
+                values = [value[key] for value in column.values if value.get(key) not in (None, "")]
+                filled = column.filled * len(values) / len(column.values)
+                leaves.append(Column(f"{column.name}.{key}", values, filled))
+    return leaves
 
 
 def _holds_rows(value: Any) -> bool:
@@ -234,21 +270,53 @@ def _chosen(given: str, columns: Sequence[Column], keys: Mapping[str, Any]) -> M
     Raises:
         DataError: there is none, or there are several.
     """
-    fits = fitting(columns, keys)
+    fits = fitting(columns, keys) or fitting([*columns, *_leaves(columns)], keys)
     if len(fits) == 1:
         return fits[0][1].keys
+    names = listed(column.name for column in columns)
+    if not fits and "text" in keys and "label" not in keys and "label" not in [each.name for each in columns]:
+        raise DataError(
+            f"{given}: it cannot be told which column has the labels ({names}); name it with dataset.label=, or give dataset.label=null: texts without "
+            "labels are for a language model"
+        )
     if not fits and {*keys} & {*CHOSEN_BY[1:]}:
         return {}  # the given ones choose the task
-    names = listed(column.name for column in columns)
     if not fits:
         raise DataError(
             f"{given}: it cannot be told which task its columns are for ({names}); name them: dataset.text= and dataset.label= for classes of texts, "
             "dataset.words= and dataset.tags= for tagged words, dataset.messages=, or dataset.prompt= and dataset.completion=, for a language model, "
-            "dataset.source= and dataset.target= for translation"
+            "dataset.source= and dataset.target= for translation, dataset.text= and dataset.label=null for texts without labels"
         )
-    words = [" ".join(f"dataset.{key}={value}" for key, value in fit.keys.items()) for _, fit in fits]
+    if one_hot := _one_hot([fit.keys["label"] for name, fit in fits if "label" in fit.keys], columns):
+        raise DataError(f"{given}: {one_hot}")
+    words = [shlex.join(f"dataset.{key}={value}" for key, value in fit.keys.items()) for _, fit in fits]
     ways = " or ".join(f"{name} ({own})" for (name, _), own in zip(fits, words, strict=True))
-    raise DataError(f"{given} fits {ways}; choose by a key, as in: kdcli init {given} {words[0]}")
+    raise DataError(
+        f"{given} fits {ways}; choose by a key, as in: kdcli init {shlex.quote(given)} {words[0]}"
+    )
+
+
+def _one_hot(names: Sequence[str | None], columns: Sequence[Column]) -> str:
+    """Return what is to be done with columns of 0 and 1 that are one column of classes; empty: there are none."""
+    flags = [
+        each
+        for each in columns
+        if each.name in names and {*map(str, each.values)} <= {"0", "1", "0.0", "1.0"}
+    ]
+    if len(flags) < 2 or any(each.filled < 1 for each in flags):
+        return ""
+    sums = [sum(map(float, values)) for values in zip(*(each.values for each in flags), strict=True)]
+    own = listed(each.name for each in flags)
+    if sum(total != 1 for total in sums) <= MOST_EXCEPTIONS * len(sums):
+        quoted = ", ".join(f"'{each.name}'" for each in flags)
+        return (
+            f"the columns {own} have a 1 for the class of a row (one-hot); write the class into one column, as by pandas: "
+            f"rows['label'] = rows[[{quoted}]].idxmax(axis=1), or name one of them: dataset.label={flags[0].name}"
+        )
+    return (
+        f"the columns {own} hold 0 or 1, and a row has several of them or none: these are several labels a row, and kdcli trains one; name one column "
+        f"as in dataset.label={flags[0].name}"
+    )
 
 
 def _config(tree: dict[str, Any]) -> DatasetConfig:

@@ -240,7 +240,9 @@ def _with_header(schema: RowSchema, rows: list[Any]) -> list[Any]:
     if (
         schema.cfg.columns
         or not isinstance(first, list)
-        or not set(schema.columns) <= {*filter(_is_text, first)}
+        or not first
+        or not all(map(_is_text, first))
+        or not set(schema.columns) <= {*first}
     ):
         return rows
     return [dict(zip(first, row, strict=False)) if isinstance(row, list) else row for row in rows[1:]]

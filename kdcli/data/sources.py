@@ -206,9 +206,12 @@ def _of_folder(path: Path) -> dict[str, list[Path]]:
         for file in everything
         if data_suffix(file.name) in SUFFIXES_OF_DATA and file.name not in _DESCRIPTIONS
     ]
+    files = [file for file in files if not _ABOUT.match(file.name)] or files
     if any(data_suffix(file.name) != ".txt" for file in files):  # a text beside tables is a licence
         files = [file for file in files if data_suffix(file.name) != ".txt"]
-    files = files or [file for file in everything if not file.suffix]  # part-00000
+    files = files or [
+        file for file in everything if not file.suffix and not _ABOUT.match(file.name)
+    ]  # part-00000
     if not files:
         raise DataError(
             f"the data folder {path} has no files of data (*{', *'.join(SUFFIXES_OF_DATA)}, also compressed); it holds "
@@ -220,6 +223,15 @@ def _of_folder(path: Path) -> dict[str, list[Path]]:
             f"the data folder {path} has files of several formats (*{', *'.join(kinds)}); choose some: dataset.path='{path}/*{kinds[0]}'"
         )
     return _by_split(path, files)
+
+
+def data_files(path: Path) -> list[Path]:
+    """Return the files in a folder that are not about its data, as a README is."""
+    return sorted(
+        file
+        for file in path.iterdir()
+        if not file.name.startswith((".", "_")) and not _ABOUT.match(file.name)
+    )
 
 
 def _files_below(path: Path) -> list[Path]:

@@ -27,7 +27,7 @@ from kdcli.measure.models import loading, make_spec, measure_checkpoint, measure
 from kdcli.measure.process import Process
 from kdcli.measure.spec import UNKNOWN, Measurement, prompt_length, spaced
 from kdcli.models.checkpoint import Checkpoint, load_tokenizer
-from kdcli.rundir import REPORT, saved_config
+from kdcli.rundir import REPORT
 from kdcli.signals import AnySignal
 from kdcli.tasks.base import Predictions, Task
 
@@ -176,6 +176,7 @@ def recorded_models(run: Path, trust_remote_code: bool) -> dict[str, Checkpoint]
     sources: dict[str, Checkpoint] = {}
     dtypes = _recorded(run, "dtypes", dict[str, Dtype])
     quantization = _recorded(run, "quantization", dict[str, Quantization])
+    placement = _recorded(run, "placement", dict[str, str])
     for name, entry in read_report(run).models.items():
         if entry.method is not None:  # a baseline, which is not saved
             continue
@@ -196,7 +197,7 @@ def recorded_models(run: Path, trust_remote_code: bool) -> dict[str, Checkpoint]
                     sources[name],
                     dtype=dtypes.get(name, "fp32"),
                     quantization=quantization.get(name),
-                    divided=saved_config(run)["teacher"].get("placement") == "device_map",
+                    divided=placement.get(name) == "device_map",
                 )
             require_trained(sources[name], run)
         else:

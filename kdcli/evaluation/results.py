@@ -341,6 +341,8 @@ class Environment(Result):
     quantization: dict[str, Quantization] = {}
     """In which numbers the weights of linear layers are held while a model computes: of the teacher, of the checkpoint that the student's adapters are
     trained on (`student`). A model that is not named is not quantized."""
+    placement: dict[str, str] = {}
+    """Where the weights of a local teacher were (`teacher`): resident, streamed or device_map, as `teacher.placement`."""
     memory: MemoryRecord | None = None
     """The memory that the run was expected to take, and that it took."""
     dataset: DatasetRecord

@@ -12,6 +12,7 @@ from pydantic import create_model
 from kdcli.config.check import check_values
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.config.types import Section
+from kdcli.data.inspection import READING
 from kdcli.data.readers import read_file, read_parallel
 from kdcli.data.sources import data_suffix
 from kdcli.errors import ConfigError, listed, shown, suggest
@@ -21,8 +22,6 @@ from kdcli.tasks.inference import Inference, InputRows, Values
 logger = logging.getLogger(__name__)
 COLUMNS = ("text", "text_pair")
 """The keys that name the columns of the inputs for every task."""
-READING = ("format", "encoding", "delimiter", "quote", "escape", "columns", "field", "bad_rows")
-"""The keys of a data set that say how a file is read. Those of a run are for its own files."""
 _FIELDS: dict[str, Any] = {
     key: (DatasetConfig.model_fields[key].annotation, DatasetConfig.model_fields[key])
     for key in (*COLUMNS, *READING)

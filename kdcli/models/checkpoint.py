@@ -372,6 +372,24 @@ def require_loadable(source: Checkpoint, task: Task) -> None:
         )  # fmt: skip
 
 
+def skeleton(source: Checkpoint, task: Task) -> PreTrainedModel:
+    """Return the model without its weights, on the device "meta", in its dtype.
+
+    Raises:
+        ModelError: it cannot be built.
+    """
+    options: dict[str, Any] = {
+        "device_map": "meta",
+        "dtype": TORCH[source.dtype],
+        "ignore_mismatched_sizes": True,
+    }
+    own = {"trust_remote_code": source.code, "local_files_only": True}
+    try:
+        return task.from_pretrained(source.path, **options, **own)[0]
+    except Exception as error:
+        raise ModelError(f"{source.name}: it cannot be built from its config: {_first_line(error)}") from None
+
+
 def load_complete(source: Checkpoint, task: Task, **options: Any) -> PreTrainedModel:
     """Load a checkpoint that has all weights.
 
@@ -420,9 +438,8 @@ def load_ready(source: Checkpoint, task: Task) -> PreTrainedModel:
         ModelError: as `load_complete`, and as `divide`.
     """
     if source.divided:
-        options: dict[str, Any] = {"device_map": "meta", "dtype": TORCH[source.dtype]}
-        skeleton, _ = task.from_pretrained(source.path, local_files_only=True, **options)
-        return load_divided(functools.partial(load_complete, source, task), skeleton, source.name).eval()
+        load = functools.partial(load_complete, source, task)
+        return load_divided(load, skeleton(source, task), source.name).eval()
     model = load_complete(source, task).eval()
     if torch.cuda.is_available():
         torch.nn.Module.cuda(model)

@@ -88,6 +88,7 @@ def _environment(parts: Sequence[Run]) -> Environment:
         bf16=bf16,
         dtypes=_dtypes(run),
         quantization=_quantization(run),
+        placement=_placement(run),
         memory=None if run.memory is None else _memory(run.memory),
         dataset={
             "path": cfg.dataset.path,
@@ -116,6 +117,14 @@ def _quantization(run: Run) -> dict[str, Quantization]:
     """Return the quantization of the models that have one."""
     given = {"teacher": run.cfg.teacher.quantization, STUDENT: run.initializer.quantization_base}
     return {name: kind for name, kind in given.items() if kind is not None}
+
+
+def _placement(run: Run) -> dict[str, str]:
+    """Return where the weights of a local teacher are."""
+    if run.remote is not None:
+        return {}
+    divided = "device_map" if run.sources[0].divided else "resident"
+    return {"teacher": "streamed" if run.streamed else divided}
 
 
 def _memory(plan: MemoryPlan) -> dict[str, Any]:

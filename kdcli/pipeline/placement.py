@@ -13,7 +13,8 @@ from kdcli.config.components import build, locate
 from kdcli.errors import ConfigError
 from kdcli.files import PARTIAL
 from kdcli.memory import device_free_memory
-from kdcli.models.checkpoint import Checkpoint
+from kdcli.models import device_map
+from kdcli.models.checkpoint import Checkpoint, skeleton
 from kdcli.models.dtypes import TORCH, weight_count
 from kdcli.numbers import format_bytes
 from kdcli.pipeline.cache import exclusive
@@ -40,6 +41,7 @@ def is_streamed(run: Run) -> bool:
 
     Raises:
         ConfigError: teacher.placement=streamed, and the run needs the whole teacher, or a quantized one; device_map, and it cannot be divided.
+        ModelError: as `divide`.
     """
     placement = run.cfg.teacher.placement
     stage = run.cfg.stages.get(run.teacher_key)
@@ -49,6 +51,8 @@ def is_streamed(run: Run) -> bool:
     if placement == "device_map":
         if reason := obstacle_to_dividing(run):
             raise ConfigError(f"teacher.placement = device_map: {reason}")
+        for source in run.sources:
+            device_map.divide(skeleton(source, run.task), source.name)
         return False
     if run.cfg.teacher.quantization is not None:
         if placement == "streamed":

@@ -20,6 +20,11 @@ LOOKED_AT = 100
 """The number of values from which the kind of a column is determined."""
 NAMED, LIKELY, POSSIBLE = 2, 1, 0
 """How sure a fit is: the names or the values of the columns are those of the task; they look so; nothing speaks against it."""
+_DATE = re.compile(
+    r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([T ][\d:.]+.*)?|\d{1,2}[ .-][A-Za-z]{3,9}[ .,-]+\d{2,4}.*|[A-Za-z]{3,9}\.? \d{1,2},? \d{4}.*"
+)
+_NO_TEXT = re.compile(rf"{_DATE.pattern}|[\d\W]+|\S*\d\S*|https?://\S+|\S+@\S+\.\w+")
+"""A value that is no text: a number or a date, an identifier, an address of the web or of a mailbox."""
 LANGUAGE = re.compile(r"[a-z]{2,3}([_-][A-Za-z]{2,4})?")
 
 
@@ -38,10 +43,12 @@ class Column:
 
     Attributes:
         values: those that are there.
+        filled: the share of the rows that have a value.
     """
 
     name: str
     values: Sequence[Any]
+    filled: float = 1.0
 
     @property
     def distinct(self) -> int:
@@ -62,8 +69,11 @@ class Column:
 
     @property
     def is_text(self) -> bool:
-        """Whether all values are texts, and no written lists."""
-        return bool(self.values) and all(isinstance(value, str) for value in self.values) and not self.is_list
+        """Whether all values are texts: neither written lists, nor dates, numbers, identifiers, addresses, or always the same."""
+        if not self.values or not all(isinstance(value, str) for value in self.values) or self.is_list:
+            return False
+        is_constant = len(self.values) > 1 and self.distinct == 1
+        return not is_constant and not all(map(_NO_TEXT.fullmatch, self.values[:LOOKED_AT]))
 
     @property
     def is_turns(self) -> bool:
@@ -78,7 +88,9 @@ class Column:
 
     @property
     def looks_like_labels(self) -> bool:
-        """Whether few different short values repeat."""
+        """Whether few different short values repeat, which are no dates."""
+        if all(isinstance(value, str) and _DATE.fullmatch(value) for value in self.values[:LOOKED_AT]):
+            return False
         few = 2 <= self.distinct <= min(MOST_CLASSES, max(2, SHARE * len(self.values)))
         return few and self.length <= LONGEST_LABEL and not self.is_list and not self.is_turns
 

@@ -59,6 +59,21 @@ def write(folder: Path, name: str) -> None:
         "kto.jsonl": "".join(json.dumps({"prompt": one, "completion": other, "label": bool(n % 2)}) + "\n" for n, (one, other) in enumerate(pairs)),
         "two.csv": "alpha,beta\n" + "".join(f"{one},{other}\n" for one, other in pairs),
         "scores.csv": "text,label\n" + "".join(f"{text},0.{n:03}\n" for n, text in enumerate(texts)),
+        "array.json": json.dumps([{"id": n, "conversations": [{"from": "human", "value": one}, {"from": "gpt", "value": other}]}
+                                  for n, (one, other) in enumerate(pairs)]),
+        "survey.csv": "When,How satisfied are you with our service?,What could we do better next time?\n"
+        + "".join(f"2024/05/{n % 28 + 1:02} 10:00,{('Satisfied', 'Very dissatisfied')[n % 2]},{text}\n" for n, text in enumerate(texts)),
+        "export.csv": "# Exported by LabTool 4.2\n# project: feedback, owner: Ann\n\ncomment,mood\n"
+        + "".join(f"{text},{'ab'[n % 2]}\n" for n, text in enumerate(texts)),
+        "titled.csv": "Weekly report\n\ncomment,mood\n" + "".join(f"{text},{'ab'[n % 2]}\n" for n, text in enumerate(texts)),
+        "nested.jsonl": "".join(json.dumps({"type": "event", "id": f"c{n}", "source": {"body": text}, "topic": "ab"[n % 2]}) + "\n"
+                                for n, text in enumerate(texts)),
+        "dated.csv": "created,message\n" + "".join(f"2024-05-{n % 28 + 1:02}T10:00:00Z,{text}\n" for n, text in enumerate(texts)),
+        "system.csv": "system,user,assistant\n" + "".join(f"Be brief.,{one},{other}\n" for one, other in pairs),
+        "jira.csv": "Summary,Comment,Kind,Comment,Comment\n" + "".join(f"{text},,{('bug', 'task')[n % 2]},,\n" for n, text in enumerate(texts)),
+        "onehot.csv": "text,anger,joy,sad\n" + "".join(f"{text},{','.join('1' if n % 3 == at else '0' for at in range(3))}\n" for n, text in enumerate(texts)),
+        "many.csv": "text,anger,joy,sad\n" + "".join(f"{text},{n % 2},{n % 3 % 2},{n % 5 % 2}\n" for n, text in enumerate(texts)),
+        "slack.json": json.dumps([{"type": "message", "user": f"U0{n % 3}", "text": text} for n, text in enumerate(texts)]),
         "empty.csv": "",
         "short.csv": "text,label\n" + "".join(f"{text},{'ab'[n % 2]}\n" for n, text in enumerate(texts)) + "x,y,z,w\n",
     }  # fmt: skip
@@ -83,6 +98,20 @@ def write(folder: Path, name: str) -> None:
         ),
         ("wrapped.json", {"field": "data", "label": "label"}, "classification"),
         ("short.csv", {"bad_rows": "drop"}, "classification"),
+        (
+            "survey.csv",
+            {
+                "text": "What could we do better next time?",
+                "label": "How satisfied are you with our service?",
+            },
+            "classification",
+        ),
+        ("export.csv", {"text": "comment", "label": "mood"}, "classification"),
+        ("titled.csv", {"text": "comment", "label": "mood"}, "classification"),
+        ("nested.jsonl", {"text": "source.body", "label": "topic"}, "classification"),
+        ("jira.csv", {"text": "Summary", "label": "Kind"}, "classification"),
+        ("array.json", {"messages": "conversations"}, "causal_lm"),
+        ("dated.csv", {"text": "message", "label": None}, "causal_lm"),
         ("chat.jsonl", {"messages": "messages"}, "causal_lm"),
         ("alpaca.jsonl", {"prompt": "instruction", "completion": "output", "chat": True}, "causal_lm"),
         ("plain.txt", {"format": "txt", "label": None}, "causal_lm"),
@@ -123,6 +152,10 @@ def test_a_config_for_a_file(
         ("folder", [], ["folder", "no files of data"]),
         ("kto.jsonl", [], ["classification", "causal_lm", "dataset.label=label", "dataset.prompt=prompt"]),
         ("two.csv", [], ["seq2seq", "causal_lm", "dataset.source=alpha", "dataset.completion=beta"]),
+        ("onehot.csv", [], ["one-hot", "(axis=1)", "dataset.label=anger"]),
+        ("many.csv", [], ["several labels a row", "dataset.label=anger"]),
+        ("slack.json", [], ["dataset.text=", "dataset.label=null"]),
+        ("tickets.csv", ["dataset.text=body", "dataset.delimiter=;", "dataset.label=nothing"], ["nothing"]),
         ("scores.csv", [], ["scores.csv", "regression", "dataset.as_classes=true"]),
         ("tickets.csv", ["dataset.labl=category"], ["dataset.labl", "label"]),
         ("tickets.csv", ["trainer.epochs=3"], ["trainer.epochs=3", "dataset.KEY=VALUE"]),
@@ -185,3 +218,26 @@ def test_the_schema_for_editors(init: Init) -> None:
     Path("kdcli.schema.json").write_text("mine")
     assert init("tickets.csv", "--out", "other.yaml").exit_code == 0
     assert Path("kdcli.schema.json").read_text() == "mine"
+
+
+def test_two_parallel_files_beside_a_readme_are_pairs(init: Init) -> None:
+    """A licence that is taken for the data set."""
+    Path("opus").mkdir()
+    write(Path("opus"), "corpus.en")
+    write(Path("opus"), "corpus.de")
+    for name in ("README", "LICENSE"):
+        Path("opus", name).write_text("Free to use.\n")
+    assert init("opus").exit_code == 0
+    dataset = yaml.safe_load(Path("kdcli.yaml").read_text())["dataset"]
+    assert (dataset["path"], dataset["format"], dataset["source"]) == ("opus/corpus", "parallel", "de")
+    assert launch("distill", ["kdcli.yaml"], check=CheckOptions(with_models=False, as_json=True)) == 0
+
+
+def test_keys_of_a_conversation_are_those_of_the_run(init: Init) -> None:
+    """A remedy that init itself refuses: the key is for another task than the columns that were given."""
+    write(Path(), "system.csv")
+    words = ["dataset.prompt=user", "dataset.completion=assistant"]
+    refused = init("system.csv", *words)
+    assert refused.exit_code == 2
+    require_words(refused.output, "dataset.chat=true")
+    assert init("system.csv", *words, "dataset.chat=true").exit_code == 0

@@ -125,8 +125,8 @@ def test_a_divided_run_is_the_resident_run(
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     cold_cache("divided")
     divided = run("divided", "teacher.placement=device_map")
-    assert {"cpu", "disk"} == set(places[0].values())
-    assert not [path for path, place in places[0].items() if place == "disk" and "layers" not in path]
+    assert {"cpu", "disk"} == set(places[-1].values())
+    assert not [path for path, place in places[-1].items() if place == "disk" and "layers" not in path]
     gc.collect()
     assert not list(scratch.glob("kdcli-weights-*"))
     cold_cache("resident")
@@ -136,6 +136,8 @@ def test_a_divided_run_is_the_resident_run(
     assert of_divided["models"]["teacher"]["score"] == of_resident["models"]["teacher"]["score"]
     assert of_divided["verdict"]["kl_to_teacher"] == of_resident["verdict"]["kl_to_teacher"]
     assert of_divided["models"]["teacher"]["throughput_per_s"] is None
+    assert read(divided / "env.json")["placement"] == {"teacher": "device_map"}
+    assert read(resident / "env.json")["placement"] == {"teacher": "resident"}
     assert of_divided["models"]["student"]["throughput_per_s"] > 0
     assert of_resident["models"]["teacher"]["throughput_per_s"] > 0
     seen = len(places)
@@ -158,6 +160,15 @@ def test_what_a_divided_teacher_cannot_do_is_refused(
     """An exception of Accelerate after the data were prepared."""
     message = refusal(capsys, "distill", [*options, "teacher.placement=device_map", *overrides])
     require_words(message, *words)
+
+
+def test_a_divided_teacher_whose_head_does_not_fit_is_refused_before_training(
+    options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal after the data were prepared and another model was trained."""
+    monkeypatch.setattr(device_map, "free_memory", lambda: 1000)
+    message = refusal(capsys, "distill", [*options, "teacher.placement=device_map"])
+    require_words(message, "output head", "teacher.placement=streamed")
 
 
 def test_a_run_that_does_not_fit_is_refused_before_anything_is_loaded(

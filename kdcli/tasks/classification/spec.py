@@ -19,6 +19,11 @@ LABELS = (
     "label", "labels", "class", "category", "sentiment", "intent", "topic", "rating", "stars", "polarity", "emotion", "target", "y",
 )  # fmt: skip
 """The usual names of columns, the most usual first."""
+PEOPLE = frozenset({
+    "user", "username", "user_id", "userid", "author", "author_id", "sender", "from", "to", "channel", "channel_id", "team", "assignee", "agent", "reviewer",
+    "customer", "owner", "speaker",
+})  # fmt: skip
+"""Names of columns whose values repeat and are no classes, unless the user says so."""
 SHORT = 20
 """Characters of a label, in the mean, in a column that is called so and may hold something else."""
 
@@ -54,12 +59,19 @@ class ClassificationSpec(TaskSpec):
         ]
         labels = labels or [column for column in named if column.looks_like_labels or column in short][:1]
         sureness = NAMED if labels else LIKELY
-        for label in labels or [column for column in columns if column.looks_like_labels]:
+        others = [
+            column for column in columns if column.looks_like_labels and column.name.lower() not in PEOPLE
+        ]
+        for label in labels or others:
             if label.is_spans or label.is_turns:
                 continue
-            texts = [column for column in columns if column.is_text and column is not label]
+            texts = [
+                column
+                for column in columns
+                if column.is_text and column is not label and column.filled >= 0.5
+            ]
             texts = [column for column in texts if not column.looks_like_labels] or texts
-            chosen = [column for column in texts if column.name == given.get("text")]
+            chosen = [column for column in columns if column.name == given.get("text")]
             usual = [column for name in TEXTS for column in texts if column.name.lower() == name]
             longest = sorted(texts, key=lambda column: -column.length)
             for text in [*chosen, *usual, *longest][:1]:
