@@ -287,8 +287,7 @@ def _chosen(given: str, columns: Sequence[Column], keys: Mapping[str, Any]) -> M
             "dataset.words= and dataset.tags= for tagged words, dataset.messages=, or dataset.prompt= and dataset.completion=, for a language model, "
             "dataset.source= and dataset.target= for translation, dataset.text= and dataset.label=null for texts without labels"
         )
-    if one_hot := _one_hot([fit.keys["label"] for name, fit in fits if "label" in fit.keys], columns):
-        raise DataError(f"{given}: {one_hot}")
+    _require_no_flags(given, [fit.keys["label"] for _, fit in fits if "label" in fit.keys], columns)
     words = [shlex.join(f"dataset.{key}={value}" for key, value in fit.keys.items()) for _, fit in fits]
     ways = " or ".join(f"{name} ({own})" for (name, _), own in zip(fits, words, strict=True))
     raise DataError(
@@ -296,26 +295,27 @@ def _chosen(given: str, columns: Sequence[Column], keys: Mapping[str, Any]) -> M
     )
 
 
-def _one_hot(names: Sequence[str | None], columns: Sequence[Column]) -> str:
-    """Return what is to be done with columns of 0 and 1 that are one column of classes; empty: there are none."""
-    flags = [
-        each
-        for each in columns
-        if each.name in names and {*map(str, each.values)} <= {"0", "1", "0.0", "1.0"}
-    ]
+def _require_no_flags(given: str, names: Sequence[str | None], columns: Sequence[Column]) -> None:
+    """Refuse columns of 0 and 1 that are one column of classes, or several labels a row.
+
+    Raises:
+        DataError
+    """
+    values = {"0", "1", "0.0", "1.0"}
+    flags = [each for each in columns if each.name in names and {*map(str, each.values)} <= values]
     if len(flags) < 2 or any(each.filled < 1 for each in flags):
-        return ""
-    sums = [sum(map(float, values)) for values in zip(*(each.values for each in flags), strict=True)]
+        return
+    sums = [sum(map(float, row)) for row in zip(*(each.values for each in flags), strict=True)]
     own = listed(each.name for each in flags)
     if sum(total != 1 for total in sums) <= MOST_EXCEPTIONS * len(sums):
         quoted = ", ".join(f"'{each.name}'" for each in flags)
-        return (
-            f"the columns {own} have a 1 for the class of a row (one-hot); write the class into one column, as by pandas: "
+        raise DataError(
+            f"{given}: the columns {own} have a 1 for the class of a row (one-hot); write the class into one column, as by pandas: "
             f"rows['label'] = rows[[{quoted}]].idxmax(axis=1), or name one of them: dataset.label={flags[0].name}"
         )
-    return (
-        f"the columns {own} hold 0 or 1, and a row has several of them or none: these are several labels a row, and kdcli trains one; name one column "
-        f"as in dataset.label={flags[0].name}"
+    raise DataError(
+        f"{given}: the columns {own} hold 0 or 1, and a row has several of them or none: these are several labels a row, and kdcli trains one; name "
+        f"one column: dataset.label={flags[0].name}"
     )
 
 
