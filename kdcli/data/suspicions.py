@@ -125,7 +125,7 @@ def _near_duplicates(data: Data) -> Iterator[Suspicion]:
     compared = "" if len(train) == len(data["train"]) else f" of the first {len(train):,} rows"
     yield {
         "kind": "near_duplicates",
-        "text": f"{len(pairs):,} of {len(test):,} rows of test ({share:.1%}) have a near-duplicate in train{compared} ({shown(texts[0][at], 60)} and "
+        "text": f"{len(pairs):,} of {len(test):,} rows of test ({100 * share:.1f} %) have a near-duplicate in train{compared} ({shown(texts[0][at], 60)} and "
         f"{shown(texts[1][to], 60)}), so the scores count memorized rows; dataset.near_duplicates=group keeps them in one split",
         "key": "dataset.near_duplicates",
         "share": share,
