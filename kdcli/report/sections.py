@@ -54,7 +54,8 @@ def facts(run: Path, report: Report, metrics: Sequence[Mapping[str, Any]]) -> It
         rate = max(
             (value for each in records if (value := format_number(each["lr"])) is not None), default=None
         )
-        text = f"{steps:,} steps" + ("" if epochs is None else f", {epochs:.3g} epoch{'s' * (epochs != 1)}")
+        length = "" if epochs is None else f"{epochs:.3g}"
+        text = f"{steps:,} steps" + (length and f", {length} epoch{'s' * (length != '1')}")
         yield (
             f"training of the {name}",
             text + (f", learning rate up to {rate:.2g}" if rate is not None else ""),
