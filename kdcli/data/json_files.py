@@ -240,12 +240,16 @@ def _with_header(schema: RowSchema, rows: list[Any]) -> list[Any]:
     if (
         schema.cfg.columns
         or not isinstance(first, list)
-        or not first
-        or not all(map(_is_text, first))
-        or not set(schema.columns) <= {*first}
+        or not any(names := [*filter(_is_text, first)])
+        or not set(schema.columns) <= {*names}
     ):
         return rows
-    return [dict(zip(first, row, strict=False)) if isinstance(row, list) else row for row in rows[1:]]
+    return [
+        {name: value for name, value in zip(first, row, strict=False) if _is_text(name)}
+        if isinstance(row, list)
+        else row
+        for row in rows[1:]
+    ]
 
 
 def _is_text(value: Any) -> bool:

@@ -20,10 +20,9 @@ LABELS = (
 )  # fmt: skip
 """The usual names of columns, the most usual first."""
 PEOPLE = frozenset({
-    "user", "username", "user_id", "userid", "author", "author_id", "sender", "from", "to", "channel", "channel_id", "team", "assignee", "agent", "reviewer",
-    "customer", "owner", "speaker",
+    "user", "username", "user_id", "userid", "author", "author_id", "sender", "from", "to", "reviewer", "customer", "owner", "speaker",
 })  # fmt: skip
-"""Names of columns whose values repeat and are no classes, unless the user says so."""
+"""Names of columns of people, who repeat and are no classes, unless the user says so. (Teams and assignees are: tickets are routed.)"""
 SHORT = 20
 """Characters of a label, in the mean, in a column that is called so and may hold something else."""
 
