@@ -72,6 +72,7 @@ def test_auto_streams_a_teacher_that_does_not_fit_and_says_so(
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
+        (["teacher.placement=device_map", "teacher.quantization=int8"], ["teacher.quantization=int8"]),
         (["teacher.cache=false"], ["teacher.cache=true"]),
         (["teacher.tune=true", "teacher.trainer.batch_size=8"], ["teacher.tune=false", "fine-tuned"]),
         (["rollout=student"], ["rollout.source=student", "rollout=dataset"]),
@@ -79,10 +80,10 @@ def test_auto_streams_a_teacher_that_does_not_fit_and_says_so(
         (["teacher.memory_bound=lots"], ["teacher.memory_bound", "2GB"]),
     ],
 )
-def test_what_a_streamed_teacher_cannot_do_is_refused(
+def test_what_a_placement_cannot_do_is_refused(
     overrides: list[str], words: list[str], options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The run would load the whole teacher in spite of the key, or fail after hours."""
+    """The run would load the whole teacher in spite of the key, fail after hours, or end in an exception of Accelerate."""
     message = refusal(capsys, "distill", [*options, "teacher.placement=streamed", *overrides])
     require_words(message, *words)
 
@@ -145,21 +146,6 @@ def test_a_divided_run_is_the_resident_run(
     assert launch("eval", words) == 0
     assert len(places) > seen
     assert read(tmp_path / "eval" / "eval.json")["models"]["teacher"]["throughput_per_s"] is None
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["teacher.quantization=int8"], ["teacher.quantization=int8"]),
-        (["teacher._target_=kdcli.teachers.aligned.AlignedTeacher"], ["teacher._target_"]),
-    ],
-)
-def test_what_a_divided_teacher_cannot_do_is_refused(
-    overrides: list[str], words: list[str], options: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """An exception of Accelerate after the data were prepared."""
-    message = refusal(capsys, "distill", [*options, "teacher.placement=device_map", *overrides])
-    require_words(message, *words)
 
 
 def test_a_divided_teacher_whose_head_does_not_fit_is_refused_before_training(
