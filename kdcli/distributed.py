@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcli import console, processes
-from kdcli.errors import ConfigError, ExitCode, KDError
+from kdcli.errors import ConfigError, ExitCode, KDError, bounded
+from kdcli.files import write_json
 
 if TYPE_CHECKING:
     import psutil
@@ -85,6 +86,16 @@ def _appears(path: Path) -> bool:
     while not (there := path.exists()) and time.monotonic() < until:
         time.sleep(POLL)
     return there
+
+
+def record_failure(message: str, code: int) -> None:
+    """Write how this process ended into the file in which torchrun looks for it, in torchrun's own format. torchrun itself exits with 1 whatever the exit
+    codes of its processes are; it shows the message, and copies the first failure into the file that its own TORCHELASTIC_ERROR_FILE names."""
+    if (file := os.environ.get("TORCHELASTIC_ERROR_FILE")) and message:
+        extra = {"py_callstack": "", "timestamp": str(int(time.time()))}
+        error = {"message": {"message": bounded(message), "errorCode": int(code), "extraInfo": extra}}
+        with suppress(OSError):  # the message is printed
+            write_json(Path(file), error)
 
 
 def _store() -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import json
 import os
@@ -13,7 +12,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from kdcli import console, processes, rundir
 from kdcli.config import renamed
@@ -25,7 +24,8 @@ from kdcli.distributed import GRACE, peers
 from kdcli.errors import ExitCode, KDError
 from kdcli.evaluation.results import is_finished
 from kdcli.files import clean_cache, remove_abandoned, user_path, workplace
-from kdcli.launch.compose import config_tree, display_name, make_importable, override_words
+from kdcli.launch.argv import quote_override
+from kdcli.launch.compose import config_tree, display_name, make_importable, override_words, without_hydra
 from kdcli.launch.hydra_errors import VERSION_BASE, failure_of, hydra_errors
 from kdcli.launch.replay import replayed_overrides
 
@@ -34,6 +34,27 @@ UNRECORDED = "hydra.output_subdir=null"
 _status: dict[str, int] = {}
 _failures: list[KDError] = []
 """The failure of the only job. (Failures of a sweep are printed one by one, and the other jobs run.)"""
+
+
+def run_single(command: str, composed: DictConfig, folder: Path) -> int:
+    """Run the only job in a run directory, on the config that was composed and checked; returns its exit code. (`hydra.main` would compose it twice
+    more. What else it does for a job, its logging, callbacks and environment variables, cannot be configured here.)
+
+    Raises:
+        KDError: the job failed.
+    """
+    node, directory = composed.hydra, f"hydra.run.dir={quote_override(folder)}"
+    with read_write(node), open_dict(node):
+        node.run.dir, node.mode = str(folder), hydra.types.RunMode.RUN
+        node.runtime.output_dir = str(folder)
+        node.overrides.hydra.extend([directory, "hydra.mode=RUN"])
+    HydraConfig.instance().set_config(composed)
+    _status.clear()
+    _failures.clear()
+    _job(command, without_hydra(composed))
+    if _failures:
+        raise _failures[0]
+    return _status[str(folder)]
 
 
 def run_hydra(name: str, argv: list[str]) -> int:
@@ -137,7 +158,7 @@ def _job(command: str, cfg: DictConfig) -> None:
 
 def _record(folder: Path, cfg: DictConfig) -> None:
     """Write `.hydra/` into a job's directory, as Hydra would."""
-    recorded: Any = copy.deepcopy(HydraConfig.instance().cfg)
+    recorded: Any = OmegaConf.masked_copy(HydraConfig.instance().cfg, "hydra")  # type: ignore[arg-type]
     OmegaConf.set_readonly(recorded.hydra, False)
     recorded.hydra.output_subdir = str(rundir.HYDRA.parent)
     recorded.hydra.overrides.hydra = [

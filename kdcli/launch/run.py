@@ -1,7 +1,7 @@
 """Runs a command of the command line through Hydra.
 
-A config is composed with Hydra's public API and checked before `hydra.main` may create a directory. Then
-`hydra.main` runs the command with a rebuilt argv, so that Hydra provides sweeps, launchers and `--cfg`.
+A config is composed with Hydra's public API and checked before a directory is made, then a single run begins on it. Sweeps with their launchers, `--cfg` and
+`--info` are left to `hydra.main`, with a rebuilt argv.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from kdcli import console, processes, rundir
 from kdcli.config import renamed
 from kdcli.config.secrets import secret_in
-from kdcli.distributed import peers
+from kdcli.distributed import peers, record_failure
 from kdcli.errors import ConfigError, ExitCode, hide_nothing, shown
 from kdcli.evaluation.results import is_finished, read_report
 from kdcli.files import clean_cache, user_path, workplace
@@ -28,7 +28,6 @@ from kdcli.launch.argv import (
     is_sweep,
     own_options,
     parse_overrides,
-    quote_override,
     require_choices,
     require_known_hydra_keys,
     written_keys,
@@ -47,7 +46,7 @@ from kdcli.launch.compose import (
 )
 from kdcli.launch.first_word import named_file, with_folder, with_run_directory
 from kdcli.launch.hydra_errors import failure_of
-from kdcli.launch.job import UNRECORDED, run_hydra
+from kdcli.launch.job import run_hydra, run_single
 from kdcli.launch.sweep import sweep
 
 NEXT = {"distill": "kdcli export {}", "export": "kdcli predict {} 'A text.'"}
@@ -82,12 +81,15 @@ def launch(command: str, overrides: list[str], *options: Any, **named: Any) -> i
             return done.status
         except KeyboardInterrupt as error:
             ended = peers.failure()
+            text = f"{error or 'interrupted'}: the same command on the same directory continues from the last checkpoint"
+            message = text if ended is None else ended.message
+            record_failure(message, processes.exit_code(error))
             if not peers.fail("", processes.exit_code(error)):
-                text = f"{error or 'interrupted'}: the same command on the same directory continues from the last checkpoint"
-                console.error(text if ended is None else ended.message)
+                console.error(message)
             return processes.exit_code(error)
         except Exception as error:
             failure = failure_of(error)
+            record_failure(failure.message, failure.exit_code)
             if not peers.fail(failure.message, failure.exit_code):
                 console.error(failure.message)
             return failure.exit_code
@@ -188,9 +190,7 @@ def _launch(
         read_report(folder)
     elif int(os.environ.get("RANK", "0")) > 0:  # only the first process owns the run directory
         with workplace():
-            unused = Path(tempfile.gettempdir(), "run")
-            status = run_hydra(name, [*overrides, UNRECORDED, f"hydra.run.dir={quote_override(unused)}"])
-            return Done(status)
+            return Done(run_single(command, composed, Path(tempfile.gettempdir(), "run")))
     elif rundir.examine(folder, config_tree(composed), is_finished) == "finished":
         with workplace():
             clean_cache()
@@ -201,7 +201,7 @@ def _launch(
     for remark in config_remarks(command, composed):
         console.warn(remark)
     rundir.make(folder)
-    status = run_hydra(name, [*overrides, UNRECORDED, f"hydra.run.dir={quote_override(folder)}"])
+    status = run_single(command, composed, folder)
     exported = command == "export"
     return Done(
         status, folder / "export" / str(composed.hydra.runtime.choices.hardware) if exported else folder

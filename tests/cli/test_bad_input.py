@@ -18,6 +18,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from safetensors.torch import load_file, save_file
 from support.commands import edit, naming, refusal, require_one_message, require_words
 from support.tiny import into_hub, sentences, write_csv
@@ -158,6 +159,18 @@ def test_unknown_keys_are_all_named(refused: Refused) -> None:
         ("dataset.txt", "dataset.text"),
     ):
         require_words(message, key, meant)
+
+
+def test_a_launcher_of_processes_is_told(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun reads the file of each process, shows the message, and keeps the exit code."""
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    message = refused("seeed=1")
+    failure = json.loads((tmp_path / "error.json").read_text())["message"]
+    assert failure["errorCode"] == 2
+    assert message == f"error: {failure['message']}"
+    assert failure["extraInfo"]["timestamp"].isdecimal()
 
 
 def test_unknown_key_beside_a_choice_of_the_users_own(refused: Refused, here: Path) -> None:
@@ -332,6 +345,17 @@ def test_few_labelled_rows_for_the_teacher(refused: Refused, body: Path) -> None
     """A teacher that is tuned for no step at all."""
     message = refused(f"teacher.path={body}", "dataset.labelled=20", "teacher.trainer.batch_size=32")
     require_words(message, "labelled training rows", "20", "teacher.trainer.batch_size", "32")
+
+
+def test_a_config_is_composed_once(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second of each start: Hydra composes a config twice before a job that begins with a composed one."""
+    composed = []
+    load = ConfigLoaderImpl.load_configuration
+    monkeypatch.setattr(
+        ConfigLoaderImpl, "load_configuration", lambda *a, **k: composed.append(load(*a, **k)) or composed[-1]
+    )
+    require_words(refused("dataset.max_length=100"), "dataset.max_length")  # inside the job
+    assert len(composed) == 1
 
 
 # ---- models ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import sharded
-from support.commands import largest_difference, refusal, require_words, runner
+from support.commands import largest_difference, read, refusal, require_words, runner
 from support.tiny import decoder, language_model_options, speaker, speller, talk
 from test_causal_training import free_port
 from transformers import LlamaConfig, OpenAIGPTConfig, OpenAIGPTLMHeadModel
@@ -107,6 +107,20 @@ def test_what_cannot_be_sharded_is_refused(
 ) -> None:
     """A run that exits 0 and was never sharded; or one that fails in its first step, after the teacher was tuned."""
     require_words(refusal(capsys, "distill", [*options, *more]), *words)
+
+
+@pytest.mark.long
+def test_torchrun_keeps_the_exit_code(tmp_path: Path) -> None:
+    """torchrun exits with 1, so a script cannot distinguish a wrong key from a failure that another start may not have."""
+    file = tmp_path / "exit.json"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}",
+               "-m", "kdcli", "distill", "seeed=1"]  # fmt: skip
+    environment = os.environ | {"TORCHELASTIC_ERROR_FILE": str(file)}
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=300, check=False)
+    assert done.returncode == 1, done.stderr
+    failure = read(file)["message"]
+    assert failure["errorCode"] == 2
+    require_words(failure["message"], "seeed", "seed")
 
 
 def test_what_the_processes_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
