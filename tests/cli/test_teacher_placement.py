@@ -19,6 +19,8 @@ from kdcli.launch.run import launch
 from kdcli.models import device_map
 from kdcli.pipeline import memory as pipeline_memory
 from kdcli.pipeline import placement
+from kdcli.teachers.base import Teacher
+from kdcli.teachers.local import LocalTeacher
 
 Distil = Callable[..., Path]
 
@@ -86,6 +88,23 @@ def test_what_a_placement_cannot_do_is_refused(
     """The run would load the whole teacher in spite of the key, fail after hours, or end in an exception of Accelerate."""
     message = refusal(capsys, "distill", [*options, "teacher.placement=streamed", *overrides])
     require_words(message, *words)
+
+
+class Own(Teacher):
+    """Loads its models itself, by means of its own."""
+
+    __init__ = LocalTeacher.__init__
+    outputs = LocalTeacher.outputs
+
+
+@pytest.mark.parametrize("placed", ["device_map", "streamed"])
+def test_a_class_that_loads_its_models_itself_is_not_placed(
+    placed: str, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The key would be read by nothing, and the whole model loaded."""
+    own = [f"teacher._target_={__name__}.Own", f"teacher.placement={placed}"]
+    message = refusal(capsys, "distill", [*options, *own])
+    require_words(message, "teacher.placement", f"{__name__}.Own", "kdcli.teachers.local.LocalTeacher")
 
 
 @pytest.mark.parametrize("writes", [False, True], ids=["stored", "rollouts and online"])
