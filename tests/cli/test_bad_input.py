@@ -678,11 +678,9 @@ def test_pickles_run_nothing(small: list[str], here: Path, teacher: Path, tmp_pa
     assert mark.exists()
 
 
-def test_remote_code_runs_when_the_config_says_so(
-    refused: Refused, kdcli: Kdcli, small: list[str], teacher: Path, tmp_path: Path, here: Path
-) -> None:
-    """An architecture that transformers does not have cannot be used at all; or runs without being asked."""
-    copy, mark = Path(shutil.copytree(teacher, tmp_path / "teacher")), tmp_path / "ran"
+def with_own_code(teacher: Path, folder: Path, mark: Path) -> Path:
+    """A copy of a checkpoint whose architecture is a module beside it, which makes a file when it is imported."""
+    copy = Path(shutil.copytree(teacher, folder))
     names = {
         "AutoConfig": "own.OwnConfig",
         "AutoModelForSequenceClassification": "own.OwnForSequenceClassification",
@@ -696,12 +694,29 @@ def test_remote_code_runs_when_the_config_says_so(
         "class OwnConfig(BertConfig):\n    model_type = 'own'\n"
         "class OwnForSequenceClassification(BertForSequenceClassification):\n    config_class = OwnConfig\n"
     )
+    return copy
+
+
+def test_remote_code_runs_when_the_config_says_so(
+    refused: Refused, kdcli: Kdcli, small: list[str], teacher: Path, tmp_path: Path, here: Path
+) -> None:
+    """An architecture that transformers does not have cannot be used at all; or runs without being asked."""
+    mark = tmp_path / "ran"
+    copy = with_own_code(teacher, tmp_path / "teacher", mark)
     require_words(refused(f"teacher.path={copy}"), "custom code", "trust_remote_code=true")
     assert not mark.exists()
     allowed = [f"teacher.path={copy}", "teacher.trust_remote_code=true"]
     done = kdcli("distill", *small, *QUICK, *allowed, "hydra.run.dir=run", HF_HOME=str(tmp_path / "hf"))
     assert done.returncode == 0, done.stderr
     assert mark.exists()
+
+
+@pytest.mark.long
+def test_remote_code_of_a_student(
+    refused: Refused, kdcli: Kdcli, small: list[str], teacher: Path, tmp_path: Path, here: Path
+) -> None:
+    """Commands that read the run import its code without being asked, or cannot read it at all."""
+    copy = with_own_code(teacher, tmp_path / "teacher", tmp_path / "ran")
     mine = [
         f"teacher.path={teacher}",
         "student=local",

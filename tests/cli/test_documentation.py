@@ -154,6 +154,7 @@ def test_the_readme_is_short() -> None:
     assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES
 
 
+@pytest.mark.docs
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     """A link leads nowhere, or a page of the reference is not written."""
     shutil.copy(REPOSITORY / "mkdocs.yml", tmp_path)

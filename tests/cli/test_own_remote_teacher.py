@@ -137,6 +137,7 @@ def test_a_remote_teacher_of_the_users_own(
     require_words(capsys.readouterr().out, f"{ROWS} queries", str(host), f"of which {ROWS}")
 
 
+@pytest.mark.long
 def test_killed_and_continued(
     service: Service, options: Callable[..., list[str]], tmp_path: Path, cold_cache: ColdCache
 ) -> None:

@@ -45,6 +45,7 @@ def words(body: Path, small: list[str], tmp_path: Path) -> list[str]:
     return [*(word for word in small if word.partition("=")[0] not in replaced), *own]
 
 
+@pytest.mark.long
 def test_a_task_of_the_users_own(kdcli: Command, words: list[str], tmp_path: Path) -> None:
     """A task that the config takes and a later command does not: it is trained, scored, exported and shown as packaged ones are."""
     run = tmp_path / "run"
@@ -104,6 +105,7 @@ def test_the_task_of_the_documentation(kdcli: Command, words: list[str], tmp_pat
     assert "within_one" in done.stdout
 
 
+@pytest.mark.long
 def test_code_that_a_run_records_is_not_run(kdcli: Command, words: list[str], tmp_path: Path) -> None:
     """A run from elsewhere whose task is a class that merely lies beside it is executed by the command that looks at it."""
     run, folder = tmp_path / "run", tmp_path / "folder"

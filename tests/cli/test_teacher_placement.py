@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.commands import ColdCache, read, refusal, require_words, runner, same_weights, weights
+from support.commands import ColdCache, read, refusal, require_words, runner, same_weights, some, weights
 from support.tiny import language_model_options, speaker, talk
 from transformers import PreTrainedModel
 
@@ -107,7 +107,7 @@ def test_a_class_that_loads_its_models_itself_is_not_placed(
     require_words(message, "teacher.placement", f"{__name__}.Own", "kdcli.teachers.local.LocalTeacher")
 
 
-@pytest.mark.parametrize("writes", [False, True], ids=["stored", "rollouts and online"])
+@pytest.mark.parametrize("writes", some([False, True], True), ids=["stored", "rollouts and online"])
 def test_a_divided_run_is_the_resident_run(
     writes: bool,
     options: list[str],

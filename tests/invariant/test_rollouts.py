@@ -242,7 +242,7 @@ def test_what_the_student_wrote_is_no_gold(distil: Distil) -> None:
     assert min(logged(run, "loss/soft_label")) > 0
 
 
-@pytest.mark.parametrize("buffer", [1, 3])
+@pytest.mark.parametrize("buffer", some([1, 3], 3))
 def test_killed_and_resumed_on_policy(distil: Distil, monkeypatch: pytest.MonkeyPatch, buffer: int) -> None:
     """Answers drawn from a global stream of random numbers differ after a kill; those that were written ahead are written anew, by a student that
     has learnt in between; a buffer writes in each step all the same."""

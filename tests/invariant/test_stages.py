@@ -39,6 +39,7 @@ def test_batch_8x1_is_2x4_accumulated_also_of_tokens(distil: Distil) -> None:
     assert close_weights(distil("whole", *options), distil("parts", *options, "trainer.micro_batch_size=2"))
 
 
+@pytest.mark.long
 def test_projections_survive_a_kill_and_stay_out_of_the_student(
     distil: Distil, small: list[str], tmp_path: Path
 ) -> None:

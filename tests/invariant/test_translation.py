@@ -351,6 +351,7 @@ def test_a_student_with_another_vocabulary(
     assert (tmp_path / "run" / "report.json").is_file()
 
 
+@pytest.mark.long
 def test_a_new_teacher_is_trained_on_the_pairs(distil: Distil, cold_cache: ColdCache) -> None:
     """No checkpoint, no run; or a cold and a warm cache, or a rerun, give another teacher."""
     new = [

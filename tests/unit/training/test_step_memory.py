@@ -14,6 +14,7 @@ from support import peaks
 from kdcli.training.memory import optimizer_bytes
 
 
+@pytest.mark.long
 def test_planned_peaks_are_those_that_are_measured() -> None:
     """A plan that refuses what fits, or lets through what does not: an encoder, a decoder with its chunked head, and gradient checkpointing over several
     micro-batches."""
