@@ -44,30 +44,6 @@ def free_memory() -> int | None:
     return min(limits, default=None)
 
 
-def device_free_memory() -> int | None:
-    """Return the bytes that this process can still take where its models run: of the GPU if there is one, else of the system."""
-    import torch
-
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else free_memory()
-
-
-def restart_device_peak() -> int | None:
-    """Reset the peak memory of this process where its models run, and return its present memory there; None if the system does not report it."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return restart_peak()
-    torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.memory_allocated()
-
-
-def device_peak() -> int | None:
-    """Return the peak memory of this process where its models run; None if the system does not report it."""
-    import torch
-
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory()
-
-
 def free_swap() -> int:
     """Return the bytes of swap space that the system, and the control group of this process, can still take; 0 if it does not report it."""
     limits = []

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from kdcli.device import has_gpu
+
 Part = Literal["hidden_states", "attentions", "relations"]
 """A kind of features that a loss can read."""
 LAYERS = ("hidden_states", "attentions", "queries", "keys", "values")
@@ -273,7 +275,7 @@ AnySignal = Signal | HiddenSignal | TopKSignal
 
 def chunks(positions: int, classes: int) -> Iterator[slice]:
     """Yield slices of positions whose logits fit in memory; one empty slice if there are no positions."""
-    most = CHUNK * GPU_FACTOR if torch.cuda.is_available() else CHUNK
+    most = CHUNK * GPU_FACTOR if has_gpu() else CHUNK
     size = max(16, most // classes)
     for start in range(0, max(1, positions), size):
         yield slice(start, min(start + size, positions))

@@ -14,10 +14,10 @@ from pathlib import Path
 from kdcli import console
 from kdcli.commands.check import check
 from kdcli.config.schema import Distill as Config
+from kdcli.device import restart_device_peak
 from kdcli.distributed import peers
 from kdcli.errors import ExitCode
 from kdcli.hub import push, require_pushable
-from kdcli.memory import restart_device_peak
 from kdcli.pipeline.build import plan_run
 from kdcli.pipeline.compare import evaluate, write_results
 from kdcli.pipeline.cost import plan_cost

@@ -26,6 +26,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from kdcli.config.dataset import Augment
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.config.schema import Teacher
+from kdcli.device import to_default_device
 from kdcli.errors import ModelError
 from kdcli.generation import seed_of
 from kdcli.models.checkpoint import (
@@ -219,8 +220,7 @@ class MaskedLMProposer(Proposer):
                 f"dataset.augment: {source.name} needs a fast tokenizer (tokenizer.json) with a mask token; {_REMEDY}"
             )
         super().__init__(tokenizer, max_length)
-        if torch.cuda.is_available():
-            torch.nn.Module.cuda(self.model)
+        to_default_device(self.model)
         self.others = torch.ones(len(head_of(self.model).weight), dtype=torch.bool, device=self.model.device)
         self.others[list(self.words)] = False
 

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.measure import Measure
+from kdcli.device import has_gpu
 from kdcli.errors import ConfigError, ModelError
 from kdcli.files import replaced, write_jsonl
 from kdcli.model_files import SUMS, require_folder, require_unchanged
@@ -45,7 +46,7 @@ def require_device(cfg: Measure | None) -> None:
     Raises:
         ConfigError
     """
-    if cfg is not None and cfg.device == "cuda" and not torch.cuda.is_available():
+    if cfg is not None and cfg.device == "cuda" and not has_gpu():
         raise ConfigError(
             "measure.device=cuda: torch finds no GPU here; measure on the CPU, or not at all (measure=null)"
         )

@@ -12,6 +12,7 @@ import datasets
 import torch
 from transformers import PreTrainedConfig
 
+from kdcli.device import default_device
 from kdcli.errors import ConfigError
 from kdcli.evaluation.predict import open_checkpoint
 from kdcli.exporting.artifacts import Split, run_encoder, runtime_for
@@ -93,7 +94,7 @@ class RuntimeModel(Model):
         self.context = context_of(self.config)
         most = max(max_length, self.context) if kind.streams else max_length
         spec, _ = make_spec(None, name, path, folder, task, [], most, code)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = default_device().type
         self.spec = replace(spec, dtype="auto", device=device, threads=torch.get_num_threads(), new_tokens=0)
         self.runtime: Any = kind(self.spec)
 

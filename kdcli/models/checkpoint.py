@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.utils.logging import disable_progress_bar
 
 from kdcli.config.types import CheckpointConfig, Dtype, Quantization
+from kdcli.device import to_default_device
 from kdcli.errors import ConfigError, ModelError, TeacherError, shown
 from kdcli.files import hash_files, user_path
 from kdcli.generation import positions_of
@@ -441,8 +442,7 @@ def load_ready(source: Checkpoint, task: Task) -> PreTrainedModel:
         load = functools.partial(load_complete, source, task)
         return load_divided(load, skeleton(source, task), source.name).eval()
     model = load_complete(source, task).eval()
-    if torch.cuda.is_available():
-        torch.nn.Module.cuda(model)
+    to_default_device(model)
     return model
 
 

@@ -9,12 +9,12 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 
-import torch
 from accelerate import infer_auto_device_map
 from accelerate.utils import get_max_memory
 from torch import nn
 from transformers import PreTrainedModel
 
+from kdcli.device import has_gpu
 from kdcli.errors import ModelError
 from kdcli.memory import free_memory
 from kdcli.numbers import format_bytes
@@ -45,7 +45,7 @@ def divide(model: PreTrainedModel, name: str) -> DeviceMap:
             f"{name}: {type(model).__name__} does not name its layers, so that its weights cannot be divided; use teacher.placement=resident"
         )
     limits: dict[int | str, int] = {}
-    if torch.cuda.is_available():
+    if has_gpu():
         limits = {device: size for device, size in get_max_memory().items() if isinstance(device, int)}
     memory = free_memory()
     limits["cpu"] = int(SHARE * memory) if memory is not None else get_max_memory()["cpu"]

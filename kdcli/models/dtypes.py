@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 
 from kdcli.config.types import Dtype
+from kdcli.device import default_device, has_gpu
 from kdcli.errors import ConfigError
 from kdcli.model_files import tensor_sizes
 
@@ -34,7 +35,7 @@ def is_fast(dtype: Dtype) -> bool:
     """
     if dtype == "fp32":
         return True
-    if torch.cuda.is_available():
+    if has_gpu():
         return dtype == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(feature) for feature in FEATURES[dtype])
@@ -81,7 +82,7 @@ def chosen_dtype(given: Dtype | Literal["auto"], folder: Path, precision: str, k
 
 def is_supported(dtype: Dtype) -> bool:
     """Return whether this device can multiply matrices of a dtype."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device().type
     try:
         part = torch.ones(2, 2, dtype=TORCH[dtype], device=device)
         return bool((part @ part).sum() == 8)

@@ -15,6 +15,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kdcli.device import default_device
 from kdcli.errors import KDError, ModelError
 from kdcli.models.checkpoint import Checkpoint, load_config
 from kdcli.models.dtypes import TORCH
@@ -57,7 +58,7 @@ class Layerwise:
         with init_empty_weights(include_buffers=False):
             self.model: PreTrainedModel = task.create(config)
         self.model.eval().requires_grad_(False)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = default_device()
         for module in self.model.modules():
             for name, buffer in module._buffers.items():
                 module._buffers[name] = None if buffer is None else buffer.to(self.device)

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, TorchAoConfig
 from transformers.pytorch_utils import Conv1D
 
 from kdcli.config.types import Quantization
+from kdcli.device import has_gpu
 from kdcli.errors import ConfigError
 
 BLOCK = 64
@@ -93,7 +94,7 @@ def require_quantizable(kind: Quantization, auto: str, config: PreTrainedConfig,
         _torchao_config(kind)
     except ImportError as error:
         raise ConfigError(f"{what}: {error}; pip install -U 'kdcli[quantization]'") from None
-    if kind == "int4" and torch.cuda.is_available():
+    if kind == "int4" and has_gpu():
         raise ConfigError(f"{what}: torchao computes it on a CPU, and there is a GPU; give {key}=nf4 or int8")
     if getattr(config, "quantization_config", None) is not None:
         raise ConfigError(

@@ -10,7 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
@@ -21,6 +20,7 @@ from kdcli.data.dataset import Data, load
 from kdcli.data.filters import own_function
 from kdcli.data.reading import Reading
 from kdcli.data.suspicions import check_data
+from kdcli.device import has_gpu
 from kdcli.distributed import peers, require_shared, wait_for_everyone
 from kdcli.evaluation.models import recorded_readings
 from kdcli.evaluation.predict import prepared, require_device
@@ -133,7 +133,7 @@ def plan_run(cfg: Config, folder: Path, names: Mapping[str, str], chose_hardware
 
 def start_processes(cfg: Config) -> PartialState:
     """Return the processes of the run, which wait `trainer.ddp_timeout` for each other in a step. What is offloaded from GPUs is reduced on the CPU."""
-    cuda = torch.cuda.is_available()
+    cuda = has_gpu()
     options: dict[str, Any] = {}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         options["timeout"] = timedelta(seconds=cfg.trainer.ddp_timeout)

@@ -8,10 +8,10 @@ from typing import Any
 from kdcli.config.schema import Distill as Config
 from kdcli.config.seeds import with_seed
 from kdcli.config.types import Dtype, Quantization
+from kdcli.device import device_peak
 from kdcli.environment import environment
 from kdcli.errors import DataError
 from kdcli.evaluation.results import ENVIRONMENT, CheckpointRecord, DatasetRecord, Environment, read
-from kdcli.memory import device_peak
 from kdcli.models.checkpoint import Checkpoint, fast_bf16, stage_seed
 from kdcli.pipeline.memory_plan import MemoryPlan
 from kdcli.pipeline.plan import STUDENT, Run

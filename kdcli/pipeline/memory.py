@@ -21,8 +21,9 @@ from kdcli.config.trainer import SHARDED_OPTIMIZERS
 from kdcli.config.trainer import Trainer as TrainerConfig
 from kdcli.config.types import Dtype, Quantization
 from kdcli.data.splits import SPLITS
+from kdcli.device import device_free_memory, has_gpu
 from kdcli.errors import ConfigError, listed
-from kdcli.memory import device_free_memory, free_swap
+from kdcli.memory import free_swap
 from kdcli.models.checkpoint import Checkpoint, fast_bf16, load_config, load_tokenizer
 from kdcli.models.device_map import SHARE
 from kdcli.models.dtypes import TORCH, is_supported, stored_dtype, weight_count
@@ -90,7 +91,7 @@ def require_memory(parts: Parts, plan: MemoryPlan) -> None:
 def _free(state: PartialState) -> int | None:
     """Return the memory that each process can take, the same in all of them, so that all decide the same."""
     free = device_free_memory()
-    if free is not None and not torch.cuda.is_available():
+    if free is not None and not has_gpu():
         free //= _local_processes()
     every = gather_object([free]) if state.num_processes > 1 else [free]
     return min((size for size in every if size is not None), default=None)
@@ -133,7 +134,7 @@ class _Planner:
                 if phase is not None:
                     phases.append(phase)
         run = parts[-1]
-        return MemoryPlan(phases, self.free, torch.cuda.is_available(), run.state.num_processes)
+        return MemoryPlan(phases, self.free, has_gpu(), run.state.num_processes)
 
     # ---- phases ----------------------------------------------------------------------------------------
 
@@ -178,7 +179,7 @@ class _Planner:
     def _student_phases(
         self, run: Run, trained: dict[str, int]
     ) -> Iterator[Callable[[], PhaseMemory | None]]:
-        if run.initializer.reads_teacher and run.initializer.source is None and not torch.cuda.is_available():
+        if run.initializer.reads_teacher and run.initializer.source is None and not has_gpu():
             yield functools.partial(self._initialization, run)
         for phase in run.phases:
             yield functools.partial(self._training, run, phase, trained)
@@ -291,7 +292,7 @@ class _Planner:
         if key not in self.counted:
             tokenizer = load_tokenizer(source, model)
             batch = [_longest_row(run, tokenizer, splits)] * rows
-            cuda = torch.cuda.is_available()
+            cuda = has_gpu()
             self.counted[key] = count_activations(model, run.task, batch, tokenizer, bf16, cuda)
         return self.counted[key]
 

@@ -10,9 +10,9 @@ import torch
 
 from kdcli import console
 from kdcli.config.components import build, locate
+from kdcli.device import device_free_memory
 from kdcli.errors import ConfigError
 from kdcli.files import PARTIAL
-from kdcli.memory import device_free_memory
 from kdcli.models import device_map
 from kdcli.models.checkpoint import Checkpoint, skeleton
 from kdcli.models.dtypes import TORCH, weight_count

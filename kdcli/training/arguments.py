@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from kdcli.config.trainer import Trainer as TrainerConfig
+from kdcli.device import has_gpu
 from kdcli.errors import ConfigError
 from kdcli.models.checkpoint import fast_bf16
 from kdcli.training.batches import micro_batches
@@ -34,9 +35,7 @@ def require_optimizer(cfg: TrainerConfig) -> None:
         ConfigError
     """
     try:
-        arguments = TrainingArguments(
-            optim=cfg.optimizer, use_cpu=not torch.cuda.is_available(), report_to="none"
-        )
+        arguments = TrainingArguments(optim=cfg.optimizer, use_cpu=not has_gpu(), report_to="none")
         Trainer.get_optimizer_cls_and_kwargs(arguments)
     except (ValueError, RuntimeError, ImportError) as error:
         raise ConfigError(
@@ -53,7 +52,7 @@ def require_compiler(cfg: TrainerConfig, key: str) -> None:
     Raises:
         ConfigError
     """
-    if torch.cuda.is_available() or cfg.compile not in ("inductor", "cudagraphs"):
+    if has_gpu() or cfg.compile not in ("inductor", "cudagraphs"):
         return
     if cfg.compile == "cudagraphs":
         raise ConfigError(
@@ -80,7 +79,7 @@ def require_attention(model: PreTrainedModel, name: str) -> None:
         ConfigError
     """
     what = f"student.attn_implementation = {name}"
-    if name not in ("eager", "sdpa") and not torch.cuda.is_available():
+    if name not in ("eager", "sdpa") and not has_gpu():
         raise ConfigError(f"{what}: it trains on a GPU only; give sdpa or eager, or leave the key out")
     try:
         model._check_and_adjust_attn_implementation(name)
@@ -106,7 +105,7 @@ def require_gradient_checkpointing(model: type[PreTrainedModel], key: str) -> No
 
 def trainer_arguments(job: TrainJob, world: int) -> TrainingArguments:
     """Return the arguments of the stock Trainer, for a number of processes."""
-    cfg, cuda = job.cfg, torch.cuda.is_available()
+    cfg, cuda = job.cfg, has_gpu()
     micro, accumulate = micro_batches(cfg, world)
     arguments = TrainingArguments(
         output_dir=str(job.folder),

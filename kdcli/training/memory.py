@@ -23,6 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from kdcli.config.trainer import Trainer as TrainerConfig
+from kdcli.device import has_gpu
 from kdcli.signals import HiddenSignal, chunks
 from kdcli.tasks.base import Task
 from kdcli.training.trainer import SHORT
@@ -190,7 +191,7 @@ def step_memory(
         held = 2 * gradients  # the buckets in which the gradients of all processes are summed
     forward = retained + head + max(activations.head, activations.work // 2)
     peak = weights + optimizer + gathered
-    if torch.cuda.is_available():  # the backward pass frees activations while it allocates gradients
+    if has_gpu():  # the backward pass frees activations while it allocates gradients
         peak += max(forward + (held if accumulates else held - gradients), held + largest)
     else:  # the C library keeps most of what is freed, in pieces that do not fit the next tensors
         peak += int(HEAP * forward) + held + (head if _is_tied(model) else 0)

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.trainer import Trainer as TrainerConfig
+from kdcli.device import default_device, synchronize
 from kdcli.losses.hard_label import HardLabel
 from kdcli.models.checkpoint import fast_bf16, parameters
 from kdcli.tasks.base import Task
@@ -57,8 +58,7 @@ def probe(
         batch: rows of a batch; a step of `cfg` may have more.
         trains: also take training steps, with the loss of the gold labels.
     """
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu")
+    device = default_device()
     encoded = task.encode_split(tokenizer, rows, max_length)
     by_length = np.argsort(encoded.lengths, kind="stable")
     starts = np.linspace(0, max(0, len(by_length) - batch), BATCHES).astype(int)
@@ -84,8 +84,7 @@ def probe(
         if with_gradients and optimizer is not None:
             optimizer.step()
             optimizer.zero_grad()
-        if cuda:
-            torch.cuda.synchronize()
+        synchronize()
         return time.perf_counter() - began
 
     with undisturbed():

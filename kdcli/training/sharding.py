@@ -31,6 +31,7 @@ from transformers.trainer import SCHEDULER_NAME
 
 from kdcli.config.trainer import Trainer as TrainerConfig
 from kdcli.config.types import Quantization
+from kdcli.device import has_gpu
 from kdcli.errors import ConfigError
 from kdcli.training.job import TrainJob
 from kdcli.training.resume import WEIGHTS, restoring
@@ -68,7 +69,7 @@ def require_processes(cfg: TrainerConfig, key: str, processes: int) -> None:
             f"{key}.fsdp = {cfg.fsdp}: it divides a model among several processes, and one is running; start several "
             f"(torchrun --nproc-per-node=2 -m kdcli distill …), or leave {key}.fsdp out"
         )
-    if cfg.fsdp == "offload" and not torch.cuda.is_available():
+    if cfg.fsdp == "offload" and not has_gpu():
         raise ConfigError(
             f"{key}.fsdp = offload: it keeps in the CPU's memory what a GPU does not need, and there is no GPU; give {key}.fsdp=full_shard"
         )

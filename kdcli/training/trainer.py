@@ -23,6 +23,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, Trainin
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from kdcli import processes
+from kdcli.device import has_gpu
 from kdcli.distributed import wait_for_everyone
 from kdcli.errors import KDError
 from kdcli.files import cache_dir, flush, read_json, replaced
@@ -58,7 +59,7 @@ SHORT = 128
 
 def training_attention(input_ids: torch.Tensor) -> AbstractContextManager[None]:
     """Return the attention of a training step on these rows, (B, L): unfused for short rows on a CPU."""
-    short = not torch.cuda.is_available() and input_ids.shape[1] <= SHORT
+    short = not has_gpu() and input_ids.shape[1] <= SHORT
     return sdpa_kernel(SDPBackend.MATH) if short else nullcontext()
 
 

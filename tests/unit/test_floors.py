@@ -19,7 +19,7 @@ FLOORS = {
         "errors numbers memory locks processes files hub console templates config rundir cache_notes environment model_files"
     ),
     "knows what a model says at which positions, and what that costs": (
-        "signals features distributed prompts generation text_metrics losses tasks models"
+        "device signals features distributed prompts generation text_metrics losses tasks models"
     ),
     "knows where rows, teacher outputs and initial weights come from": "data students teachers",
     "knows how a model is trained, scored, timed, exported and shown": (
@@ -52,6 +52,12 @@ def imports(path: Path, known: Collection[str]) -> set[str]:
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
             names |= {name if name in known else str(node.module) for name in inner}
     return {name for name in names if name in known} - {"kdcli"}
+
+
+def test_one_module_asks_whether_there_is_a_gpu() -> None:
+    """What runs on another device is to be found and changed in twenty places."""
+    asking = {name for name, path in modules().items() if "cuda.is_available" in path.read_text("utf-8")}
+    assert asking == {"kdcli.device"}
 
 
 def test_a_module_imports_only_from_parts_before_its_own() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from kdcli import console
+from kdcli.device import has_gpu
 from kdcli.errors import ConfigError
 from kdcli.exporting.targets.base import (
     CLASSIFIERS,
@@ -52,7 +53,7 @@ class Cuda(Target):
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
-        if torch.cuda.is_available():
+        if has_gpu():
             return "cuda"
         console.warn("there is no GPU here: the files of hardware=cuda are run, and timed, on the processor")
         return "cpu"

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from kdcli.config.types import Depth, Rows, Width
 from kdcli.data.dataset import with_gold
+from kdcli.device import to_default_device
 from kdcli.errors import ConfigError
 from kdcli.models.checkpoint import Checkpoint, max_input_tokens
 from kdcli.signals import HiddenSignal, chunks
@@ -221,8 +222,7 @@ class Pruned(PruningInitializer):
         if self.importance == "magnitude":
             parameters = anatomy.model.named_parameters()
             return by_weights(anatomy, ((name, weight.detach().square()) for name, weight in parameters))
-        if torch.cuda.is_available():
-            nn.Module.cuda(anatomy.model)
+        to_default_device(anatomy.model)
         if self.importance == "gradient":
             return by_gradient(anatomy, self._batches(anatomy.model, tokenizer, task, rows, gold=True), task)
         return by_activation(anatomy, self._batches(anatomy.model, tokenizer, task, rows, gold=False), task)
