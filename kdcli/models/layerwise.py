@@ -1,7 +1,8 @@
 """Runs a model while only one of its layers is in memory.
 
 The model's own forward pass runs once for each layer: the layers before it return their input, and the pass stops after the layer. The
-architecture therefore computes the attention masks, the positions and the other arguments of the layer itself.
+architecture therefore computes the attention masks, the positions and the other arguments of the layer itself. The layers of an encoder-decoder
+are those of its encoder, then those of its decoder; between the two stand the embeddings of the targets.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from kdcli.signals import CHUNK, FINE, HiddenSignal, Signal
 from kdcli.tasks.base import Task
 
 Part = int | Literal["embedding", "head", "rest"]
-"""A part of the weights: a layer (its index), the input embedding, the output head of a language model, or all the rest."""
+"""A part of the weights: a layer (its index), the input embeddings, the output head of a language model, or all the rest."""
 Forward = Callable[..., Any]
 PROBED = 64
 """The number of rows of the output head that are read to check it."""
@@ -62,12 +63,19 @@ class Layerwise:
         for module in self.model.modules():
             for name, buffer in module._buffers.items():
                 module._buffers[name] = None if buffer is None else buffer.to(self.device)
-        self.prefix, self.layers = find_layers(self.model, self.name)
-        self.embedding: nn.Module = self.model.get_input_embeddings()
+        self.stacks = find_layers(self.model, self.name)
+        self.layers = [layer for stack in self.stacks.values() for layer in stack]
+        self.encoder_layers = len(next(iter(self.stacks.values()))) if len(self.stacks) > 1 else 0
+        """The number of layers of an encoder-decoder's encoder, whose output each layer of the decoder reads; 0: it is none."""
+        self.steps: list[Part] = ["embedding", *range(len(self.layers))]
+        """The part of each step of a pass: the embeddings, then each layer; of an encoder-decoder once more the embeddings, of the targets."""
+        if self.encoder_layers:
+            self.steps.insert(self.encoder_layers + 1, "embedding")
+        self.embeddings = find_embeddings(self.model)
         self.head: nn.Module | None = self.model.get_output_embeddings()
         self.tensors = self._parts(stored_tensors(source.path, self.name))
-        self.tuple_size: int | None = None
-        """The size of the tuple that a layer returns; None: it returns a tensor. Set by `check`."""
+        self.tuple_sizes: list[int | None] = [None] * len(self.stacks)
+        """The size of the tuple that the layers of a stack return; None: they return a tensor. Set by `check`."""
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.bytes_read = 0
 
@@ -82,11 +90,9 @@ class Layerwise:
         renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
         own, prefix = self.model.state_dict(), self.model.base_model_prefix
-        names = {module: name for name, module in self.model.named_modules(remove_duplicate=False)}
-        self._heads = {
-            "embedding": names[self.embedding],
-            "head": names.get(self.head) if self.head else None,
-        }
+        self._head_name = next(
+            (name for name, module in self.model.named_modules() if module is self.head), None
+        )
         self.converted: set[Part] = set()
         present: set[str] = set()
         parts: dict[Part, dict[str, StoredTensor]] = {"rest": {}, "embedding": {}, "head": {}}
@@ -102,15 +108,22 @@ class Layerwise:
                 if pattern is not None:
                     self.converted.add(part)
         self.missing = own.keys() - present
-        self._tied = {part: f"{name}.weight" not in present for part, name in self._heads.items() if name}
+        stored_embeddings = present & {f"{name}.weight" for name in self.embeddings}
+        self._tied = {
+            "embedding": not stored_embeddings,
+            "head": self._head_name is not None and f"{self._head_name}.weight" not in present,
+        }
         return parts
 
     def _part_of(self, name: str) -> Part:
-        if name.startswith(f"{self.prefix}."):
-            return int(name.removeprefix(f"{self.prefix}.").partition(".")[0])
-        if name.startswith(f"{self._heads['embedding']}."):
+        first = 0
+        for prefix, stack in self.stacks.items():
+            if name.startswith(f"{prefix}."):
+                return first + int(name.removeprefix(f"{prefix}.").partition(".")[0])
+            first += len(stack)
+        if any(name.startswith(f"{each}.") for each in self.embeddings):
             return "embedding"
-        return "head" if self._heads["head"] and name.startswith(f"{self._heads['head']}.") else "rest"
+        return "head" if self._head_name and name.startswith(f"{self._head_name}.") else "rest"
 
     def nbytes(self, part: Part) -> int:
         """Return the memory that a part takes while it is loaded: its weights in their dtype, and what is converted."""
@@ -123,7 +136,7 @@ class Layerwise:
 
     def _source(self, part: Part) -> Part:
         """Return the part whose stored tensors are a part's weights: of tied embeddings one is stored."""
-        if part == "head" and self._tied.get("head"):
+        if part == "head" and self._tied["head"]:
             return "embedding"
         return "head" if part == "embedding" and self._tied["embedding"] else part
 
@@ -138,14 +151,35 @@ class Layerwise:
         source = self._source(part)
         if source != part:
             self._read(source)
+        if part == "embedding":
+            for name, module in self.embeddings.items():
+                module.weight = self._stored_weight(name)
+        elif source != part:
             assert self.head is not None
-            of, to = (self.embedding, self.head) if part == "head" else (self.head, self.embedding)
-            to.weight = of.weight
-            if of is self.head:
-                return
-            _unload(self.embedding)
-        if part == "rest":
+            self.head.weight = self._stored_weight(str(self._head_name))
+        elif part == "rest":
             self.model.tie_weights(missing_keys=set(self.missing), recompute_mapping=False)
+            self._compute_constants()
+        if source != part:
+            self.unload(source)
+
+    def _compute_constants(self) -> None:
+        """Initialise the weights that no checkpoint of the architecture has, because they are not learned (sinusoidal positions)."""
+        for key in self.missing - self.model.all_tied_weights_keys.keys():
+            path, _, name = key.rpartition(".")
+            module = self.model.get_submodule(path)
+            if name in module._parameters and self._part_of(key) == "rest":
+                empty = torch.empty_like(module.get_parameter(name), device=self.device)
+                module._parameters[name] = nn.Parameter(empty, requires_grad=False)
+                self.model._init_weights(module)
+
+    def _stored_weight(self, name: str) -> nn.Parameter:
+        """Return the weight of a module, or the one that it is tied to, of which the checkpoint has a tensor."""
+        ties, own = self.model.all_tied_weights_keys, f"{name}.weight"
+        group = {own, ties.get(own, own)}
+        group |= {key for pair in ties.items() if group & set(pair) for key in pair}
+        of = next((key for key in sorted(group) if key not in self.missing), own)
+        return self.model.get_parameter(of)
 
     def _read(self, part: Part) -> None:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -168,8 +202,12 @@ class Layerwise:
 
     def unload(self, part: Part) -> None:
         """Free the weights of a part."""
-        module = {"embedding": self.embedding, "head": self.head}.get(str(part))
-        _unload(self.layers[part] if isinstance(part, int) else module)
+        if isinstance(part, int):
+            _unload(self.layers[part])
+        for module in (
+            self.embeddings.values() if part == "embedding" else [self.head] if part == "head" else []
+        ):
+            _unload(module)
 
     def work_bytes(self, rows: int, length: int) -> int:
         """Return an upper estimate of the memory of a layer's forward pass beyond its weights: the outputs of all its linear maps, the hidden
@@ -201,39 +239,63 @@ class Layerwise:
         """The width of the hidden states."""
         return int(self.model.config.get_text_config().hidden_size)
 
+    @property
+    def _classes(self) -> int:
+        """The number of tokens that the output head of a language model knows."""
+        return int(self.model.get_parameter(f"{self._head_name}.weight").shape[0])
+
     def peak_bytes(self, rows: int, length: int) -> dict[str, int]:
         """Return the memory that each step of a pass takes: the embeddings, the largest layer, the head."""
         rest, block = self.nbytes("rest"), rows * length * self.hidden_size * self.dtype.itemsize
         largest = max(map(self.nbytes, range(len(self.layers))))
         embedding = self.nbytes("embedding")
+        checked = self.nbytes(self.encoder_layers) if self.encoder_layers else 0  # both stacks at once
         head = 0
-        if self.task.vocabulary:
-            classes = self.model.config.get_text_config().vocab_size
+        if self.task.vocabulary and self.head is not None:
+            classes = self._classes
             head = self.nbytes("head") + 4 * (
                 min(CHUNK, rows * length * classes) + 3 * max(FINE, 16 * classes)
             )
         return {
-            "the embeddings": rest + self.nbytes(0) + embedding + 3 * block,
-            "a layer": rest + largest + self.work_bytes(rows, length),
+            "the embeddings": rest + largest + embedding + 3 * block,
+            "a layer": rest + largest + checked + self.work_bytes(rows, length),
             "the head": rest + head + 2 * block,
         }
 
     # ---- forward passes --------------------------------------------------------------------------------
 
     def embed(self, features: Sequence[dict[str, Any]]) -> Tensor:
-        """Return the input of the first layer for a batch, (B, L, H). The embedding must be loaded."""
+        """Return the input of the first layer for a batch, (B, L, H). The embeddings must be loaded."""
         return self._captured(features, 0, {self.layers[0]: _first})
 
-    def layer(self, index: int, features: Sequence[dict[str, Any]], states: Tensor) -> Tensor:
-        """Return the output of a layer for its input, (B, L, H). The layer must be loaded."""
+    def embed_targets(self, features: Sequence[dict[str, Any]]) -> Tensor:
+        """Return the input of the decoder's first layer, (B, T, H), of an encoder-decoder. The embeddings must be loaded."""
+        return self._captured(features, self.encoder_layers, {self.layers[self.encoder_layers]: _first})
+
+    def layer(
+        self,
+        index: int,
+        features: Sequence[dict[str, Any]],
+        states: Tensor,
+        encoder_states: Tensor | None = None,
+    ) -> Tensor:
+        """Return the output of a layer for its input, (B, L, H). The layer must be loaded.
+
+        Args:
+            encoder_states: the output of the encoder's last layer, (B, S, H), for a layer of the decoder that reads it.
+        """
         layer = self.layers[index]
         own = layer.forward
 
         def run(*args: Any, **kwargs: Any) -> Tensor:
             args, kwargs = _with_first(args, kwargs, states.to(self.device))
-            return self._states(own(*args, **kwargs))
+            return self._states(own(*args, **kwargs), index)
 
-        return self._captured(features, index, {layer: run, self.embedding: self._blank})
+        given: dict[nn.Module, Forward] = {}
+        if encoder_states is not None:
+            last = self.encoder_layers - 1
+            given[self.layers[last]] = lambda *_, **__: self._shaped(encoder_states.to(self.device), last)
+        return self._captured(features, index, {**given, layer: run, **self._each_embedding(self._blank)})
 
     def _captured(
         self, features: Sequence[dict[str, Any]], index: int, forwards: Mapping[nn.Module, Forward]
@@ -245,17 +307,17 @@ class Layerwise:
             captured.append(forwards[self.layers[index]](*args, **kwargs))
             raise _StoppedError
 
-        passed = dict.fromkeys(self.layers[:index], self._pass)
-        self._run(features, {**passed, **forwards, self.layers[index]: stop})
+        self._run(features, {**self._passed(0, index), **forwards, self.layers[index]: stop})
         return captured[0]
 
     def outputs(
         self, features: Sequence[dict[str, Any]], states: Tensor
     ) -> tuple[Signal | HiddenSignal, list[Tensor]]:
         """Return the outputs for the output of the last layer, as `Task.forward_rows`. The head must be loaded."""
-        passed: dict[nn.Module, Forward] = dict.fromkeys(self.layers, self._pass)
-        passed[self.layers[-1]] = lambda *args, **kwargs: self._shaped(states.to(self.device))
-        result = self._run(features, {**passed, self.embedding: self._blank})
+        last = len(self.layers) - 1
+        passed = self._passed(0, last)
+        passed[self.layers[last]] = lambda *_, **__: self._shaped(states.to(self.device), last)
+        result = self._run(features, {**passed, **self._each_embedding(self._blank)})
         assert result is not None
         return result
 
@@ -268,25 +330,38 @@ class Layerwise:
 
     @property
     def _width(self) -> int:
-        weight: Any = self.embedding.weight
+        weight: Any = next(iter(self.embeddings.values())).weight
         return int(weight.shape[-1])
 
-    def _pass(self, *args: Any, **kwargs: Any) -> Any:
-        return self._shaped(_first(*args, **kwargs))
+    def _each_embedding(self, forward: Forward) -> dict[nn.Module, Forward]:
+        return dict.fromkeys(self.embeddings.values(), forward)
 
-    def _shaped(self, states: Tensor) -> Any:
-        return states if self.tuple_size is None else (states, *[None] * (self.tuple_size - 1))
+    def _passed(self, first: int, last: int) -> dict[nn.Module, Forward]:
+        """Return forward functions of the layers from `first` to the one before `last` that return their input."""
 
-    def _states(self, output: Any) -> Tensor:
+        def passing(index: int) -> Forward:
+            return lambda *args, **kwargs: self._shaped(_first(*args, **kwargs), index)
+
+        return {self.layers[index]: passing(index) for index in range(first, last)}
+
+    def _stack(self, index: int) -> int:
+        return int(0 < self.encoder_layers <= index)
+
+    def _shaped(self, states: Tensor, index: int) -> Any:
+        size = self.tuple_sizes[self._stack(index)]
+        return states if size is None else (states, *[None] * (size - 1))
+
+    def _states(self, output: Any, index: int) -> Tensor:
         size = len(output) if isinstance(output, tuple) else None
-        if size != self.tuple_size:
+        if size != self.tuple_sizes[self._stack(index)]:
             raise self._refusal("its layers do not all return the same kind of output")
         return output if size is None else output[0]
 
     # ---- checks ----------------------------------------------------------------------------------------
 
     def check(self, features: Sequence[dict[str, Any]]) -> None:
-        """Refuse an architecture that does more than apply its layers one after the other. `rest` and the first layer must be loaded.
+        """Refuse an architecture that does more than apply its layers one after the other. `rest` and the first layer must be loaded; that of the
+        decoder is loaded here for the time of the check.
 
         Args:
             features: a few rows.
@@ -295,6 +370,8 @@ class Layerwise:
             ModelError
         """
         try:
+            if self.encoder_layers:
+                self.load(self.encoder_layers)
             first, second = (self._trace(features, seed) for seed in (0, 1))
             if not all(_same(*pair) for pair in zip(first, second, strict=True)):
                 raise self._refusal("its layers are called with results of the embeddings or of other layers")
@@ -306,35 +383,49 @@ class Layerwise:
             raise self._refusal(
                 f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             ) from error
+        finally:
+            if self.encoder_layers:
+                self.unload(self.encoder_layers)
 
     def _trace(self, features: Sequence[dict[str, Any]], seed: int) -> list[Any]:
-        """Return the arguments of each layer besides the hidden states, from a pass in which the first layer alone computes."""
-        own = self.layers[0].forward
+        """Return the arguments of each layer besides the hidden states, from a pass in which the first layer of each stack alone computes. The decoder
+        reads an encoder's output that does not depend on the seed."""
+        begins = {0, self.encoder_layers}
+        own = {index: self.layers[index].forward for index in begins}
         calls: list[Any] = []
         last: list[Any] = [None]
 
         def record(index: int) -> Forward:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 states = _first(*args, **kwargs)
-                if index != len(calls) or (index and states is not last[0]):
+                if index != len(calls) or (index not in begins and states is not last[0]):
                     raise self._refusal("it computes between its layers, or runs them in another order")
                 calls.append(
                     (args[1:], {key: value for key, value in kwargs.items() if key != "hidden_states"})
                 )
                 output = states
-                if index == 0:
-                    output = own(*args, **kwargs)
-                    self.tuple_size = len(output) if isinstance(output, tuple) else None
-                    output = self._states(output)
+                if index in begins:
+                    output = own[index](*args, **kwargs)
+                    more = output[1:] if isinstance(output, tuple) else ()
+                    if any(each is not None for each in more):
+                        raise self._refusal(
+                            "its first layer returns more than hidden states, which the others may use"
+                        )
+                    self.tuple_sizes[self._stack(index)] = (
+                        len(more) + 1 if isinstance(output, tuple) else None
+                    )
+                    output = self._states(output, index)
+                if index == self.encoder_layers - 1:
+                    output = torch.ones_like(output)
                 last[0] = output
                 if index == len(self.layers) - 1:
                     raise _StoppedError
-                return self._shaped(output)
+                return self._shaped(output, index)
 
             return forward
 
         forwards = {layer: record(index) for index, layer in enumerate(self.layers)}
-        self._run(features, {**forwards, self.embedding: self._random(seed)})
+        self._run(features, {**forwards, **self._each_embedding(self._random(seed))})
         if len(calls) != len(self.layers):
             raise self._refusal("it does not run all of its layers")
         return calls
@@ -356,17 +447,22 @@ class Layerwise:
         """Run what the task checks of a loaded model, with the first layer and some rows of the head."""
         assert self.head is not None
         weight, bias = self.head.weight, getattr(self.head, "bias", None)
+        size = self._classes
         self.head.weight = nn.Parameter(self._head_rows(), requires_grad=False)
         if bias is not None:
             self.head.bias = nn.Parameter(
                 torch.zeros(PROBED, dtype=self.dtype, device=self.device), requires_grad=False
             )
-        passed: dict[nn.Module, Forward] = dict.fromkeys(self.layers[1:], self._pass)
+        buffers = self.model._buffers
+        biases = {name: each for name, each in buffers.items() if each is not None and each.shape[-1] == size}
+        buffers |= {name: each[..., :PROBED] for name, each in biases.items()}  # of the logits (Marian, BART)
+        passed = self._passed(1, len(self.layers))
         try:
-            with _replaced({**passed, self.embedding: self._random(0)}):
+            with _replaced({**passed, **self._each_embedding(self._random(0))}):
                 self.task.check_loaded(self.model)
         finally:
             self.head.weight = weight
+            buffers |= biases
             if bias is not None:
                 self.head.bias = bias
 
@@ -384,31 +480,66 @@ class Layerwise:
         )
 
 
-def find_layers(model: PreTrainedModel, name: str) -> tuple[str, nn.ModuleList]:
-    """Return the list of a model's layers, and its name in the model.
+def find_layers(model: PreTrainedModel, name: str) -> dict[str, nn.ModuleList]:
+    """Return the list of a model's layers by its name in the model; of an encoder-decoder those of the encoder and of the decoder.
 
     Raises:
-        ModelError: it has none, or several.
+        ModelError: it has none, or several; or the first layer computes for the others.
     """
-    config = model.config.get_text_config()
     kind = type(model).__name__
     if model.config.is_encoder_decoder:
-        raise ModelError(f"{name} ({kind}) is an encoder-decoder, and cannot be run layer by layer; {REMEDY}")
-    lists = [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == getattr(config, "num_hidden_layers", None)
-    ]
-    outer = [
-        (path, module)
-        for path, module in lists
-        if not any(path.startswith(f"{other}.") for other, _ in lists)
-    ]
-    if len(outer) != 1 or len(set(map(id, outer[0][1]))) != len(outer[0][1]):
-        raise ModelError(
-            f"{name} ({kind}) has no list of its layers, and cannot be run layer by layer; {REMEDY}"
-        )
-    return outer[0]
+        parts: dict[str, nn.Module] = {
+            path: module
+            for path, module in model.named_modules()
+            if module in (model.get_encoder(), model.get_decoder())
+        }
+    else:
+        parts = {"": model}
+    stacks: dict[str, nn.ModuleList] = {}
+    for path, part in parts.items():
+        lists = [
+            (f"{path}.{inner}".lstrip("."), module)
+            for inner, module in part.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) in _layer_counts(part)
+        ]
+        outer = [
+            (path, module)
+            for path, module in lists
+            if not any(path.startswith(f"{other}.") for other, _ in lists)
+        ]
+        if len(outer) != 1 or len(set(map(id, outer[0][1]))) != len(outer[0][1]):
+            raise ModelError(
+                f"{name} ({kind}) has no list of its layers, and cannot be run layer by layer; {REMEDY}"
+            )
+        stacks |= dict(outer)
+    for stack in stacks.values():
+        first, *others = (set(dict(layer.named_parameters())) for layer in stack)
+        if model.config.is_encoder_decoder and others and first - set().union(*others):
+            raise ModelError(
+                f"{name} ({kind}) computes in its first layers what the others use, and cannot be run layer by layer; {REMEDY}"
+            )
+    return stacks
+
+
+def find_embeddings(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Return the input embeddings of a model by their names: of an encoder-decoder those of both sides, and those that they are tied to."""
+    parts = [model.get_encoder(), model.get_decoder()] if model.config.is_encoder_decoder else [model]
+    own = [part.get_input_embeddings() for part in parts]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = {name: module for name, module in modules.items() if any(module is each for each in own)}
+    for target, source in model.all_tied_weights_keys.items():
+        of = source.removesuffix(".weight")
+        if target.removesuffix(".weight") in found and isinstance(modules.get(of), nn.Embedding):
+            found[of] = modules[of]
+    return found
+
+
+def _layer_counts(part: nn.Module) -> tuple[int | None, ...]:
+    """Return the numbers of layers that the config has for a model, or for a side of an encoder-decoder."""
+    config = part.config.get_text_config() if isinstance(part, PreTrainedModel) else None
+    return tuple(
+        getattr(config, name, None) for name in ("num_hidden_layers", "encoder_layers", "decoder_layers")
+    )
 
 
 def _unload(module: nn.Module | None) -> None:

@@ -75,9 +75,12 @@ class Spill:
             return states
         except (OSError, ValueError, KeyError, AttributeError) as error:
             logger.warning("the hidden states in %s cannot be used (%s) and are computed again", path, error)
-            path.unlink(missing_ok=True)
-            self._depths.pop(block, None)
+            self.remove(block)
             return None
+
+    def remove(self, block: str) -> None:
+        """Remove the states of a block, which starts from the embeddings again."""
+        self._path(block, self._depths.pop(block, UNKNOWN)).unlink(missing_ok=True)
 
     def _path(self, block: str, depth: int) -> Path:
         return self.folder / f"{block}.{depth}{FINISHED}"

@@ -183,7 +183,7 @@ class StreamedTeacher(Teacher):
         self.require(work)
         announce(work)
         spill = Spill(self.folder)
-        steps = _Steps(progress, len(blocks) * (len(self.model.layers) + 2), self.model)
+        steps = _Steps(progress, len(blocks) * (len(self.model.steps) + 1), self.model)
         self._advance(blocks, spill, steps)
         self.model.load("head")
         for group, rows in enumerate(groups):
@@ -209,7 +209,7 @@ class StreamedTeacher(Teacher):
 
     def _advance(self, blocks: Sequence[Block], spill: Spill, steps: _Steps) -> None:
         """Run all blocks through all layers; blocks that a killed process stored continue at their layer."""
-        model, count = self.model, len(self.model.layers)
+        model, last = self.model, len(self.model.steps) - 1
         model.load("rest")
         model.load(0)
         if blocks:
@@ -217,8 +217,8 @@ class StreamedTeacher(Teacher):
         loaded: Part = 0
         for block in blocks:
             steps.add("", spill.depth(block.name) - UNKNOWN)
-        while (depth := min((spill.depth(block.name) for block in blocks), default=count)) < count:
-            part: Part = "embedding" if depth == UNKNOWN else depth
+        while (depth := min((spill.depth(block.name) for block in blocks), default=last)) < last:
+            part = model.steps[depth - UNKNOWN]
             if part != loaded:
                 if part != "embedding":
                     model.unload(loaded)
@@ -230,17 +230,29 @@ class StreamedTeacher(Teacher):
                 states = self._step(block, depth, spill)
                 if states is not None:
                     spill.write(block.name, depth + 1, states)
-                    steps.add("embeddings" if depth == UNKNOWN else f"layer {depth + 1}/{count}", 1)
+                    steps.add(
+                        f"layer {part + 1}/{len(model.layers)}" if isinstance(part, int) else "embeddings", 1
+                    )
             if part == "embedding":
                 model.unload(part)
         model.unload(loaded)
 
     def _step(self, block: Block, depth: int, spill: Spill) -> Tensor | None:
-        """Return the hidden states of a block after a further layer; None: those before it are damaged."""
+        """Return the hidden states of a block after a further step; None: those before it are damaged."""
         if depth == UNKNOWN:
             return self.model.embed(block.features)
-        states = spill.read(block.name)
-        return None if states is None else self.model.layer(depth, block.features, states)
+        states, part = spill.read(block.name), self.model.steps[depth - UNKNOWN]
+        if states is None:
+            return None
+        of_encoder = f"{block.name}-encoder"
+        if not isinstance(part, int):  # the encoder is done; all layers of the decoder read its states
+            spill.write(of_encoder, 0, states)
+            return self.model.embed_targets(block.features)
+        encoder_states = None
+        if 0 < self.model.encoder_layers <= part and (encoder_states := spill.read(of_encoder)) is None:
+            spill.remove(block.name)
+            return None
+        return self.model.layer(part, block.features, states, encoder_states)
 
     def _blocks(self, groups: Sequence[Sequence[Mapping[str, Any]]]) -> list[Block]:
         blocks = []

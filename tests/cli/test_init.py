@@ -75,6 +75,13 @@ def write(folder: Path, name: str) -> None:
         "onehot.csv": "text,anger,joy,sad\n" + "".join(f"{text},{','.join('1' if n % 3 == at else '0' for at in range(3))}\n" for n, text in enumerate(texts)),
         "many.csv": "text,anger,joy,sad\n" + "".join(f"{text},{n % 2},{n % 3 % 2},{n % 5 % 2}\n" for n, text in enumerate(texts)),
         "slack.json": json.dumps([{"type": "message", "user": f"U0{n % 3}", "text": text} for n, text in enumerate(texts)]),
+        "studio.json": json.dumps([
+            {"id": n, "data": {"text": text}, "predictions": [], "annotations": [{"id": n, "was_cancelled": False, "result": [
+                {"type": "labels", "value": {"start": 0, "end": len(text.split()[0]), "text": text.split()[0], "labels": ["X"]}}]}]}
+            for n, text in enumerate(texts)]),
+        "named.jsonl": "".join(
+            json.dumps({"sentence": text, "mentions": [[0, len(text.split()[0]), "X"]] if n % 2 else [], "source": "web"}) + "\n"
+            for n, text in enumerate(texts)),
         "empty.csv": "",
         "short.csv": "text,label\n" + "".join(f"{text},{'ab'[n % 2]}\n" for n, text in enumerate(texts)) + "x,y,z,w\n",
     }  # fmt: skip
@@ -120,6 +127,8 @@ def write(folder: Path, name: str) -> None:
         ("pairs.tsv", {"source": "en", "target": "de", "truncation": "drop"}, "seq2seq"),
         ("corpus.en", {"path": "corpus", "source": "en", "target": "de", "format": "parallel"}, "seq2seq"),
         ("words.conll", {"format": "conll"}, "token_classification"),
+        ("studio.json", {"words": "data.text", "tags": "annotations"}, "token_classification"),
+        ("named.jsonl", {"words": "sentence", "tags": "mentions"}, "token_classification"),
         ("words.parquet", {"words": "tokens", "tags": "ner_tags"}, "token_classification"),
     ],
 )

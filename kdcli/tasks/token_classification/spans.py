@@ -65,6 +65,17 @@ def looks_like_span(value: Any) -> bool:
     return _has_places(value)
 
 
+def count_spans(value: Any) -> int:
+    """Return the number of spans with places that a value holds, as labelling tools export them; 0 for a value of another kind."""
+    value = literal(value)
+    if not holds_spans(value):
+        return 0
+    try:
+        return len(list(_spans(value, "", "", Counter())))
+    except (DataError, TypeError):
+        return 0
+
+
 def _has_places(tag: Any) -> bool:
     return isinstance(tag, list | tuple) and len(tag) > 1 and any(isinstance(each, int) for each in tag)
 

@@ -63,13 +63,24 @@ class TokenClassificationSpec(TaskSpec):
 
     def fits(self, columns: Sequence[Column], given: Mapping[str, Any]) -> Iterator[Fit]:
         """Yield lists of words with lists of tags, texts with spans, or a word a row."""
-        from kdcli.tasks.columns import Fit, usual_pair
+        from kdcli.tasks.columns import LOOKED_AT, Fit, usual_pair
+        from kdcli.tasks.token_classification.spans import count_spans
 
         def are_tags(words: Column, tags: Column) -> bool:
             return (words.is_list and tags.is_list) or tags.is_spans or words.name.lower() in WORD
 
         if pair := usual_pair(columns, COLUMNS, are_tags):
             yield Fit({"words": pair[0], "tags": pair[1]})
+            return
+        texts = [column for column in columns if column.is_text]
+        spans = [
+            column
+            for column in columns
+            if column.is_spans and any(map(count_spans, column.values[:LOOKED_AT]))
+        ]
+        if texts and len(spans) == 1:
+            text = max(texts, key=lambda column: column.length)
+            yield Fit({"words": text.name, "tags": spans[0].name})
 
     def check(self, cfg: Dataset) -> None:
         """Check that the data set has columns of words and tags, unless the format has them."""

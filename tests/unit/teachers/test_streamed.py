@@ -29,6 +29,7 @@ from kdcli.models.spill import Spill
 from kdcli.tasks.base import Task
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.classification.task import Classification
+from kdcli.tasks.seq2seq.task import Seq2Seq
 from kdcli.tasks.token_classification.task import TokenClassification
 from kdcli.teachers import cached
 from kdcli.teachers.base import Teacher
@@ -57,6 +58,21 @@ ENCODERS: dict[str, Callable[[], Any]] = {
         position_buckets=8, norm_rel_ebd="layer_norm", share_att_key=True,
     ),
 }  # fmt: skip
+SIDES: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "d_model": 32, "encoder_layers": 3, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 48, "decoder_ffn_dim": 40, "max_position_embeddings": 64, "pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": 2,
+    "bos_token_id": 1, "forced_eos_token_id": None, "init_std": 0.2,
+}  # fmt: skip
+TRANSLATORS: dict[str, Callable[[], Any]] = {
+    "marian": lambda: of.MarianConfig(**SIDES),
+    "marian, two vocabularies": lambda: of.MarianConfig(
+        **SIDES, decoder_vocab_size=VOCABULARY, share_encoder_decoder_embeddings=False, scale_embedding=True
+    ),
+    "bart": lambda: of.BartConfig(**SIDES),
+    "mbart": lambda: of.MBartConfig(**SIDES),
+    "m2m_100": lambda: of.M2M100Config(**SIDES),
+    "pegasus": lambda: of.PegasusConfig(**SIDES),
+}
 PROMPTS = [" ".join(f"w{(row * 7 + at) % 80}" for at in range(3 + row * 3 % 11)) for row in range(11)]
 
 
@@ -110,6 +126,12 @@ LANGUAGE = datasets.Dataset.from_list(
 )
 TEXTS = datasets.Dataset.from_list(
     [{"id": str(row), "text": prompt, "label": row % 3} for row, prompt in enumerate(PROMPTS)]
+)
+PAIRS = datasets.Dataset.from_list(
+    [
+        {"id": str(row), "source": prompt, "target": " ".join(prompt.split()[::-1][: 2 + row % 4]) + " w7"}
+        for row, prompt in enumerate(PROMPTS)
+    ]
 )
 SENTENCES = datasets.Dataset.from_list(
     [
@@ -206,6 +228,18 @@ def test_a_streamed_tagger_stores_the_same_bytes(tmp_path: Path) -> None:
     require_same_store(encoder(tmp_path / "model", "bert", head), TASKS[head], SENTENCES, tmp_path)
 
 
+def translator(folder: Path, kind: str) -> Checkpoint:
+    torch.manual_seed(0)
+    return saved(folder, of.AutoModelForSeq2SeqLM.from_config(TRANSLATORS[kind]()).eval())
+
+
+@pytest.mark.parametrize("kind", TRANSLATORS)
+def test_a_streamed_translator_stores_the_same_bytes(kind: str, tmp_path: Path) -> None:
+    """The decoder reads the encoder's states of another layer, or of other rows; positions that no file holds are random; one of two vocabularies is
+    taken for both."""
+    require_same_store(translator(tmp_path / "model", kind), Seq2Seq(), PAIRS, tmp_path)
+
+
 # ---- killed and continued ----------------------------------------------------------------------------------
 
 
@@ -213,13 +247,16 @@ class Killed(BaseException):
     """The process ends here."""
 
 
-@pytest.mark.parametrize("writes", [2, 4, 7, 9, 11])
+@pytest.mark.parametrize("writes", [2, 4, 7, 9, 11, "encoder 14", "encoder 20", "encoder 27"])
 def test_a_killed_pass_continues_with_the_block_and_layer_it_was_at(
-    writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    writes: int | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A night's work would be lost at the last layer; or blocks of different depths would be mixed."""
-    source, task = decoder(tmp_path / "model", "qwen3"), CausalLM()
-    expected = fill(resident(source, task), tmp_path / "resident", LANGUAGE)
+    source, task, rows = decoder(tmp_path / "model", "qwen3"), CausalLM(), LANGUAGE
+    if isinstance(writes, str):
+        source, task, rows = translator(tmp_path / "translator", "marian"), Seq2Seq(), PAIRS
+        writes = int(writes.split()[1])
+    expected = fill(resident(source, task), tmp_path / "resident", rows)
     write, done = Spill.write, []
 
     def limited(self: Spill, block: str, depth: int, states: torch.Tensor) -> None:
@@ -230,10 +267,10 @@ def test_a_killed_pass_continues_with_the_block_and_layer_it_was_at(
 
     monkeypatch.setattr(Spill, "write", limited)
     with pytest.raises(Killed):
-        fill(streamed(source, task, tmp_path / "scratch"), tmp_path / "streamed", LANGUAGE)
+        fill(streamed(source, task, tmp_path / "scratch"), tmp_path / "streamed", rows)
     before = list(done)
     monkeypatch.setattr(Spill, "write", lambda *args: (done.append(args[1:3]), write(*args)))
-    assert fill(streamed(source, task, tmp_path / "scratch"), tmp_path / "streamed", LANGUAGE) == expected
+    assert fill(streamed(source, task, tmp_path / "scratch"), tmp_path / "streamed", rows) == expected
     assert len(before) == writes
     assert len(done) == len(set(done))  # nothing is computed twice
     assert not (tmp_path / "scratch").exists()
