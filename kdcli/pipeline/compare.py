@@ -107,11 +107,12 @@ def _teacher_suspicions(run: Run, teacher_data: TeacherData, evaluator: Evaluato
 
 
 def _checkpoints(run: Run, teacher_data: TeacherData) -> dict[str, Checkpoint]:
-    """Return the models that are compared, by name. A remote teacher that wrote texts is not among them."""
+    """Return the models that are compared, by name. A remote teacher that wrote texts is not among them, nor a streamed one whose score needs texts."""
     assistants = {name: stage.student for name, stage in run.cfg.stages.items() if stage.student}
     trusted = any(student.trust_remote_code for student in (run.cfg.student, *assistants.values()))
     trained = (UNQUANTIZED, "control", STUDENT)
-    folders = {"teacher": teacher_data.teacher.path} if teacher_data.outputs else {}
+    is_scored = teacher_data.outputs and not (run.streamed and run.task.metric_of_outputs)
+    folders = {"teacher": teacher_data.teacher.path} if is_scored else {}
     folders |= {name: run.folder / name for name in trained if (run.folder / name).is_dir()}
     folders |= {name: run.folder / "assistants" / name for name in assistants}
     code = teacher_data.teacher.code or trusted
@@ -268,6 +269,11 @@ def _compare_seeds(run: Run, evaluators: Iterable[Evaluator]) -> dict[str, Any]:
 def _complete_teacher(run: Run, teacher_data: TeacherData, models: dict[str, dict[str, Any]]) -> None:
     """Add the paths of its checkpoints to the teacher's entry."""
     paths = [str(teacher.path) for teacher in teacher_data.teachers]
+    if (
+        run.remote is None and "teacher" not in models
+    ):  # a streamed one, whose score needs texts that it does not write
+        entry = combine_members([size(teacher, run.task) for teacher in teacher_data.teachers])
+        models["teacher"] = UNKNOWN_MODEL | entry | asdict(UNKNOWN)
     if run.remote is not None:
         models["teacher"] = UNKNOWN_MODEL | models.get("teacher", {}) | {"path": None}
     elif len(paths) == 1:
@@ -310,7 +316,7 @@ def _results(
         "validation_score": validation,
         "models": {name: entry for name, entry in models.items() if name not in assistants},
         "assistants": {name: models[name] for name in assistants},
-        "verdict": verdict(task, models, predictions, run.shared),
+        "verdict": verdict(task, models, predictions, run.shared and "teacher" in predictions),
     }
 
 

@@ -473,6 +473,20 @@ def test_rows_longer_than_the_positions(
     require_words(message, "dataset.max_length", "65", str(tmp_path / short), "64")
 
 
+def test_a_streamed_teacher_teaches_the_same_student(distil: Distil, cold_cache: ColdCache) -> None:
+    """A streamed teacher translates nothing: the evaluation fails after the training, or gives it the score of something else."""
+    students = []
+    for placement in ("resident", "streamed"):
+        cold_cache(placement)
+        options = [f"teacher.placement={placement}", "teacher.memory_bound=400MB", "trainer.max_steps=6"]
+        students.append(distil(placement, *options, *ALONE))
+    assert largest_difference(*students) == 0
+    report = json.loads((students[1] / "report.json").read_text())
+    assert report["models"]["teacher"]["score"] is None
+    assert report["verdict"]["compression"] > 1
+    assert "the teacher's BLEU is not known" in report["verdict"]["text"]
+
+
 class Parrot(LocalTeacher):
     """Writes its source."""
 
