@@ -11,8 +11,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import datasets
 import numpy as np
 
+READ = ("text", "text_pair", "prompt", "source", "words", "messages")
+"""The columns that a model reads; the first four hold texts."""
 ROWS = 100_000
 """The maximum number of rows that are compared."""
 SIMILAR = 0.7
@@ -30,10 +33,17 @@ _NO_WORD = re.compile(r"[\W_]+")
 
 def text_of(row: Mapping[str, Any]) -> str:
     """Return what a model reads of a row, without the answer: its texts, prompt, source, words, or the turns of the user."""
-    parts = [row[name] for name in ("text", "text_pair", "prompt", "source") if row.get(name)]
+    parts = [row[name] for name in READ[:4] if row.get(name)]
     parts += row.get("words") or []
     parts += [turn["content"] for turn in row.get("messages") or () if turn["role"] == "user"]
     return " ".join(filter(None, parts))
+
+
+def texts_of(rows: datasets.Dataset) -> list[str]:
+    """Return `text_of` of each row. Columns are converted whole, which takes a fifth of the time of rows."""
+    names = [name for name in READ if name in rows.column_names]
+    columns = rows.select_columns(names)[:]
+    return [text_of(dict(zip(names, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
 
 def near_duplicates(rows: Sequence[str], others: Sequence[str]) -> dict[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.config.schema import Distill as Config
 from kdcli.data.dataset import Data
-from kdcli.data.near_duplicates import ROWS, near_duplicates, text_of
+from kdcli.data.near_duplicates import ROWS, near_duplicates, texts_of
 from kdcli.errors import DataError, shown
 from kdcli.tasks.rows import IGNORE, labels_of
 
@@ -74,7 +74,12 @@ def class_counts(data: Data, split: str) -> Counter[str]:
     """Return the number of rows of a split with each class, or with a word of each tag; empty for language models."""
     if not data.labels or "label" not in data[split].column_names:
         return Counter()
-    rows = (set(labels_of(label)) - {IGNORE} for label in data[split]["label"][:])
+    column: list[Any] = data[split]["label"][:]
+    if column and isinstance(column[0], int):
+        return Counter(
+            {data.labels[label]: rows for label, rows in Counter(column).items() if label != IGNORE}
+        )
+    rows = (set(labels_of(label)) - {IGNORE} for label in column)
     return Counter(data.labels[label] for labels in rows for label in labels)
 
 
@@ -116,7 +121,7 @@ def _near_duplicates(data: Data) -> Iterator[Suspicion]:
     """Yield the share of test rows that have a near-duplicate in train."""
     test = data["test"].select(range(min(len(data["test"]), ROWS // 5)))
     train = data["train"].select(range(min(len(data["train"]), ROWS - len(test))))
-    texts = [[text_of(row) for row in rows] for rows in (test, train)]
+    texts = texts_of(test), texts_of(train)
     pairs = near_duplicates(*texts)
     share = len(pairs) / len(test)
     if share < NEAR:
