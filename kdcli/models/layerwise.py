@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.device import default_device
 from kdcli.errors import KDError, ModelError
+from kdcli.memory import trim
 from kdcli.models.checkpoint import Checkpoint, load_config
 from kdcli.models.dtypes import TORCH
 from kdcli.models.weights import StoredTensor, stored_tensors
@@ -208,6 +209,7 @@ class Layerwise:
             self.embeddings.values() if part == "embedding" else [self.head] if part == "head" else []
         ):
             _unload(module)
+        trim()
 
     def work_bytes(self, rows: int, length: int) -> int:
         """Return an upper estimate of the memory of a layer's forward pass beyond its weights: the outputs of all its linear maps, the hidden
@@ -526,12 +528,12 @@ def find_embeddings(model: PreTrainedModel) -> dict[str, nn.Module]:
     parts = [model.get_encoder(), model.get_decoder()] if model.config.is_encoder_decoder else [model]
     own = [part.get_input_embeddings() for part in parts]
     modules = dict(model.named_modules(remove_duplicate=False))
-    found = {name: module for name, module in modules.items() if any(module is each for each in own)}
+    embeddings = {name: module for name, module in modules.items() if any(module is each for each in own)}
     for target, source in model.all_tied_weights_keys.items():
         of = source.removesuffix(".weight")
-        if target.removesuffix(".weight") in found and isinstance(modules.get(of), nn.Embedding):
-            found[of] = modules[of]
-    return found
+        if target.removesuffix(".weight") in embeddings and isinstance(modules.get(of), nn.Embedding):
+            embeddings[of] = modules[of]
+    return embeddings
 
 
 def _layer_counts(part: nn.Module) -> tuple[int | None, ...]:

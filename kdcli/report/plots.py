@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 _MAX_POINTS = 300  # of a curve; more cannot be seen, and would make the page heavy
-PAD = 4.0
-"""Pixels around the labels of a plot."""
+PAD, MOST = 4.0, 0.4
+"""Pixels around the labels of a plot, and the maximum share of the figure that the labels of a side take."""
 TERMS = 20
 """Colours of loss terms; further ones begin again."""
 INKS = ("ink", "muted", "grid", *MODELS, *(f"term{i}" for i in range(TERMS)))
@@ -80,16 +80,15 @@ def _svg(
 
 
 def _fill(figure: Figure, axes: Axes) -> None:
-    """Let the axes and their labels fill the figure. (matplotlib's constrained layout measures them twice and draws twice, in twice the time.)"""
+    """Let the axes and their labels fill the figure. (matplotlib's constrained layout measures them twice and draws twice, in twice the time.) Labels that
+    are too long for the figure are cut, so that something is left of the axes."""
     outer, inner = axes.get_tightbbox(), axes.get_window_extent()
     assert outer is not None
-    size = figure.bbox
-    figure.subplots_adjust(
-        left=(inner.x0 - outer.x0 + PAD) / size.width,
-        bottom=(inner.y0 - outer.y0 + PAD) / size.height,
-        right=1 - (outer.x1 - inner.x1 + PAD) / size.width,
-        top=1 - (outer.y1 - inner.y1 + PAD) / size.height,
-    )
+    width, height = figure.bbox.size
+    left, bottom = (inner.x0 - outer.x0 + PAD) / width, (inner.y0 - outer.y0 + PAD) / height
+    right, top = (outer.x1 - inner.x1 + PAD) / width, (outer.y1 - inner.y1 + PAD) / height
+    left, bottom, right, top = (min(margin, MOST) for margin in (left, bottom, right, top))
+    figure.subplots_adjust(left=left, bottom=bottom, right=1 - right, top=1 - top)
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

@@ -1009,6 +1009,7 @@ def write_sst2(files: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_hub_data_from_the_cache(kdcli: Kdcli, bert_base: tuple[Path, str], tmp_path: Path) -> None:
     """`dataset=sst2` that works online alone, reads the wrong split, or takes the labels by the alphabet."""
     home = Path(shutil.copytree(bert_base[0], tmp_path / "hf", symlinks=True))

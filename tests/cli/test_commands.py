@@ -194,7 +194,7 @@ def test_results_go_to_stdout_and_logs_to_stderr(small: list[str], kdcli: Kdcli)
     assert "Loading weights" not in done.stderr
 
 
-@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize("split", some(["validation", "test"], "test"))
 def test_eval_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str) -> None:
     """Scores that differ from the report's on the same split mean that one of the two is wrong."""
     into = tmp_path / "eval"
@@ -615,6 +615,7 @@ def test_export_for_servers_is_run_and_evaluated(run: Path, tmp_path: Path) -> N
     assert labels == {json.loads((run / "report.json").read_text())["labels"][int(logits[3].argmax())]}
 
 
+@pytest.mark.long
 def test_what_cannot_be_run_here_is_made_and_said_to_be_unknown(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

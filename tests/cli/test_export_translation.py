@@ -150,6 +150,7 @@ def test_eval_scores_a_folder_against_the_runs_test_split(
     }
 
 
+@pytest.mark.long
 def test_a_wrong_start_of_text_fails_the_export(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ def test_a_recorded_class_is_not_imported_untrusted(run: Path, kdcli: Command, t
     assert not (tmp_path / "imported").exists()
 
 
+@pytest.mark.long
 def test_a_task_that_the_device_does_not_serve(kdcli: Command, tmp_path: Path) -> None:
     """Found out after the export, or refused without the devices that do."""
     folder = shutil.copytree(FOLDER, tmp_path / "conf")

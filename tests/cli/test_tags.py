@@ -285,6 +285,7 @@ def glued(tmp_path: Path) -> Path:
     return tmp_path / "glued"
 
 
+@pytest.mark.long
 def test_what_runs_the_other_files_without_kdcli_tags_as_the_student_does(
     glued: Path, tmp_path: Path
 ) -> None:

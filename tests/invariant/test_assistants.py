@@ -58,6 +58,7 @@ def test_what_was_trained_stays_where_what_follows_is_refused(distil: Distil, tm
     assert (tmp_path / "run" / "assistants" / "assistant" / "model.safetensors").is_file()
 
 
+@pytest.mark.long
 def test_an_assistant_teaches_the_student(distil: Distil, small: list[str], tmp_path: Path) -> None:
     """A student that learns from the teacher after all, or a control that is trained for the assistant's steps as well, would say nothing of
     assistants; and one that a kill makes train anew would give another student."""

@@ -253,6 +253,7 @@ sys.exit(status)
 """A run in a process of its own, which fails if nothing was compiled."""
 
 
+@pytest.mark.long
 def test_compiled_layers_and_another_attention_give_the_same_student(
     distil: Distil,
     small: list[str],
@@ -287,6 +288,7 @@ def test_compiled_layers_and_another_attention_give_the_same_student(
         require_words(capfd.readouterr().err, "student.attn_implementation", "GPU", "trainer.compile")
 
 
+@pytest.mark.long
 def test_an_optimizer_by_its_name(distil: Distil, capfd: pytest.CaptureFixture[str]) -> None:
     """A name that changes nothing; or a package that is missed when the teacher has been tuned."""
     options = ("trainer.max_steps=5", "control=false")

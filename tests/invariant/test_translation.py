@@ -101,6 +101,7 @@ OF_TOKENS = {
 """Losses on every token of the target, beside the two of the default."""
 
 
+@pytest.mark.long
 def test_batch_8x2_is_16x1(distil: Distil) -> None:
     """A mean over the tokens of each micro-batch weighs a token by the length of its neighbours; or a loss of language models
     counts other positions of a translator, or none."""

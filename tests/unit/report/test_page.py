@@ -24,9 +24,11 @@ from kdcli.errors import KDError
 from kdcli.numbers import format_bytes, format_count, format_milliseconds, format_rate, format_share
 from kdcli.report.cards import model_card
 from kdcli.report.page import _matrix, _read_metrics, write_html
+from kdcli.report.plots import score_plot
 from kdcli.report.tables import _short, eval_table, export_table, final_table, sweep_table, targets_table
 from kdcli.report.verdict import verdict_text
 from kdcli.tasks.causal_lm.presentation import PERPLEXITY
+from kdcli.tasks.presentation import PERCENT
 
 LABELS = ["World", "Sports", "Business", "Sci/Tech"]
 
@@ -1005,6 +1007,15 @@ def test_log_of_a_killed_and_resumed_run(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"stage": "stud')
     assert _read_metrics(path) == [lines[0], lines[2], lines[3]]
+
+
+def test_labels_that_are_longer_than_a_plot_leave_some_of_it() -> None:
+    """A run whose assistant has a long name ends without a report."""
+    models = {name: {"score": 0.5, "scores": {"share_ci95": [0.4, 0.6]}} for name in ("student", "a" * 100)}
+    plot = str(score_plot(PERCENT, models))
+    x = [float(number) for number in re.findall(r"M (-?[\d.]+) ", plot)]
+    assert max(x) - min(x) > 100
+    assert "a" * 100 in plot
 
 
 def test_page_is_deterministic_and_leaves_matplotlib_alone(tmp_path: Path) -> None:
