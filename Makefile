@@ -32,7 +32,7 @@ test-faults: setup ## Kills, torn files, full disks, hostile and spoiled input: 
 	@seeds="$${KDCLI_SEEDS:-1,2,$$(date +%s)}"; echo "KDCLI_SEEDS=$$seeds"; KDCLI_SEEDS="$$seeds" \
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m faults --numprocesses 2 --dist worksteal
 
-test-long: setup ## What takes long and has a shorter sibling in `make test`: several processes, further seeds, decoders, translators, real servers: 15 minutes
+test-long: setup ## What takes long and has a shorter sibling in `make test`: several processes, further seeds, decoders, translators, real servers: 25 minutes
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m long --numprocesses 2 --dist worksteal
 
 test-architectures: setup ## Load every decoder architecture of transformers, tiny, and compare its outputs with its own logits

@@ -647,6 +647,7 @@ def test_what_cannot_be_run_here_is_made_and_said_to_be_unknown(
     assert launch("eval", [f"run={run}", f"artifact={folder / 'model.fp16.mlpackage'}", "measure=null"]) == 2
 
 
+@pytest.mark.long
 def test_exports_for_several_targets_end_with_one_table(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

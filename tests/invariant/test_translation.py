@@ -555,7 +555,10 @@ def test_sources_that_only_the_teacher_translates(
     [
         ["student=layers", "student.num_hidden_layers=1", "student.decoder_layers=1"],
         ["student=pruned", "student.intermediate_size=32", "student.importance=activation"],
-        ["student=pruned", "student.intermediate_size=32", "student.importance=gradient"],
+        pytest.param(
+            ["student=pruned", "student.intermediate_size=32", "student.importance=gradient"],
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_students_cut_out_of_a_translator(
