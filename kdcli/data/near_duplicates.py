@@ -14,8 +14,8 @@ from typing import Any
 import datasets
 import numpy as np
 
-READ = ("text", "text_pair", "prompt", "source", "words", "messages")
-"""The columns that a model reads; the first four hold texts."""
+TEXTS = ("text", "text_pair", "prompt", "source")
+"""The columns of texts that a model reads."""
 ROWS = 100_000
 """The maximum number of rows that are compared."""
 SIMILAR = 0.7
@@ -33,15 +33,15 @@ _NO_WORD = re.compile(r"[\W_]+")
 
 def text_of(row: Mapping[str, Any]) -> str:
     """Return what a model reads of a row, without the answer: its texts, prompt, source, words, or the turns of the user."""
-    parts = [row[name] for name in READ[:4] if row.get(name)]
+    parts = [row[name] for name in TEXTS if row.get(name)]
     parts += row.get("words") or []
     parts += [turn["content"] for turn in row.get("messages") or () if turn["role"] == "user"]
     return " ".join(filter(None, parts))
 
 
 def texts_of(rows: datasets.Dataset) -> list[str]:
-    """Return `text_of` of each row. Columns are converted whole, which takes a fifth of the time of rows."""
-    names = [name for name in READ if name in rows.column_names]
+    """Return `text_of` of each row. It reads whole columns, since `datasets` takes longer to convert each row alone."""
+    names = [name for name in (*TEXTS, "words", "messages") if name in rows.column_names]
     columns = rows.select_columns(names)[:]
     return [text_of(dict(zip(names, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 

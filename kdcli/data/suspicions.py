@@ -74,12 +74,7 @@ def class_counts(data: Data, split: str) -> Counter[str]:
     """Return the number of rows of a split with each class, or with a word of each tag; empty for language models."""
     if not data.labels or "label" not in data[split].column_names:
         return Counter()
-    column: list[Any] = data[split]["label"][:]
-    if column and isinstance(column[0], int):
-        return Counter(
-            {data.labels[label]: rows for label, rows in Counter(column).items() if label != IGNORE}
-        )
-    rows = (set(labels_of(label)) - {IGNORE} for label in column)
+    rows = (set(labels_of(label)) - {IGNORE} for label in data[split]["label"][:])
     return Counter(data.labels[label] for labels in rows for label in labels)
 
 

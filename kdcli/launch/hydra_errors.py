@@ -23,7 +23,7 @@ from kdcli import rundir
 from kdcli.config import index
 from kdcli.config.check import defaults
 from kdcli.config.groups import config_groups, no_such_option
-from kdcli.config.paths import conf_dir
+from kdcli.config.paths import conf_dir, user_conf_dir
 from kdcli.config.schema import COMMANDS, Distill
 from kdcli.errors import ConfigError, KDError, abbreviated, suggest
 from kdcli.files import cache_folder, storage_error
@@ -129,8 +129,10 @@ def nearby_keys(command: str, overrides: list[str]) -> list[str]:
 
 def _valid_keys(command: str, overrides: list[str]) -> list[str]:
     """Return the same as `nearby_keys` without Hydra's keys: from the index, which takes a third of the time of a composition, unless an override adds
-    or removes a group, or names a stage, whose keys are not all in the index."""
-    if not any(word.startswith(("+", "~", "stages.")) or "@" in word for word in overrides):
+    or removes a group, or names a stage, whose keys are not all in the index; or the user has options, which may leave out keys that the index has."""
+    if user_conf_dir() is None and not any(
+        word.startswith(("+", "~", "stages.")) or "@" in word for word in overrides
+    ):
         with suppress(KDError):  # another message reports what is wrong with these choices
             groups = config_groups()
             chosen = (word.partition("=")[::2] for word in overrides)

@@ -2,7 +2,7 @@
 
 The model's own forward pass runs once for each layer: the layers before it return their input, and the pass stops after the layer. The
 architecture therefore computes the attention masks, the positions and the other arguments of the layer itself. The layers of an encoder-decoder
-are those of its encoder, then those of its decoder; between the two stand the embeddings of the targets.
+are those of its encoder, then those of its decoder; the embeddings of the targets come between the two.
 """
 
 from __future__ import annotations
@@ -160,11 +160,11 @@ class Layerwise:
             self.head.weight = self._stored_weight(str(self._head_name))
         elif part == "rest":
             self.model.tie_weights(missing_keys=set(self.missing), recompute_mapping=False)
-            self._compute_constants()
+            self._initialise_constants()
         if source != part:
             self.unload(source)
 
-    def _compute_constants(self) -> None:
+    def _initialise_constants(self) -> None:
         """Initialise the weights that no checkpoint of the architecture has, because they are not learned (sinusoidal positions)."""
         for key in self.missing - self.model.all_tied_weights_keys.keys():
             path, _, name = key.rpartition(".")
@@ -179,8 +179,8 @@ class Layerwise:
         ties, own = self.model.all_tied_weights_keys, f"{name}.weight"
         group = {own, ties.get(own, own)}
         group |= {key for pair in ties.items() if group & set(pair) for key in pair}
-        of = next((key for key in sorted(group) if key not in self.missing), own)
-        return self.model.get_parameter(of)
+        stored = next((key for key in sorted(group) if key not in self.missing), own)
+        return self.model.get_parameter(stored)
 
     def _read(self, part: Part) -> None:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -205,10 +205,11 @@ class Layerwise:
         """Free the weights of a part."""
         if isinstance(part, int):
             _unload(self.layers[part])
-        for module in (
-            self.embeddings.values() if part == "embedding" else [self.head] if part == "head" else []
-        ):
-            _unload(module)
+        elif part == "head":
+            _unload(self.head)
+        else:
+            for module in self.embeddings.values():
+                _unload(module)
         trim()
 
     def work_bytes(self, rows: int, length: int) -> int:
@@ -259,7 +260,7 @@ class Layerwise:
                 min(CHUNK, rows * length * classes) + 3 * max(FINE, 16 * classes)
             )
         return {
-            "the embeddings": rest + largest + embedding + 3 * block,
+            "the embeddings": rest + self.nbytes(max(0, self.encoder_layers - 1)) + embedding + 3 * block,
             "a layer": rest + largest + checked + self.work_bytes(rows, length),
             "the head": rest + head + 2 * block,
         }
@@ -530,9 +531,9 @@ def find_embeddings(model: PreTrainedModel) -> dict[str, nn.Module]:
     modules = dict(model.named_modules(remove_duplicate=False))
     embeddings = {name: module for name, module in modules.items() if any(module is each for each in own)}
     for target, source in model.all_tied_weights_keys.items():
-        of = source.removesuffix(".weight")
-        if target.removesuffix(".weight") in embeddings and isinstance(modules.get(of), nn.Embedding):
-            embeddings[of] = modules[of]
+        name = source.removesuffix(".weight")
+        if target.removesuffix(".weight") in embeddings and isinstance(modules.get(name), nn.Embedding):
+            embeddings[name] = modules[name]
     return embeddings
 
 

@@ -53,7 +53,7 @@ MEASURED = 3
 UNKNOWN_MODEL: dict[str, Any] = {
     "parameters": None, "bytes": None, "score": None, "scores": {}, **asdict(UNKNOWN),
 }  # fmt: skip
-"""The entry of a remote teacher, before it is scored."""
+"""The entry of a teacher before it is scored."""
 
 
 def evaluate(
@@ -269,11 +269,8 @@ def _compare_seeds(run: Run, evaluators: Iterable[Evaluator]) -> dict[str, Any]:
 def _complete_teacher(run: Run, teacher_data: TeacherData, models: dict[str, dict[str, Any]]) -> None:
     """Add the paths of its checkpoints to the teacher's entry."""
     paths = [str(teacher.path) for teacher in teacher_data.teachers]
-    if (
-        run.remote is None and "teacher" not in models
-    ):  # a streamed one, whose score needs texts that it does not write
-        entry = combine_members([size(teacher, run.task) for teacher in teacher_data.teachers])
-        models["teacher"] = UNKNOWN_MODEL | entry | asdict(UNKNOWN)
+    if run.remote is None and "teacher" not in models:  # `_checkpoints` left it out
+        models["teacher"] = UNKNOWN_MODEL | size(teacher_data.teacher, run.task)
     if run.remote is not None:
         models["teacher"] = UNKNOWN_MODEL | models.get("teacher", {}) | {"path": None}
     elif len(paths) == 1:

@@ -292,8 +292,7 @@ class _Planner:
         if key not in self.counted:
             tokenizer = load_tokenizer(source, model)
             batch = [_longest_row(run, tokenizer, splits)] * rows
-            cuda = has_gpu()
-            self.counted[key] = count_activations(model, run.task, batch, tokenizer, bf16, cuda)
+            self.counted[key] = count_activations(model, run.task, batch, tokenizer, bf16, has_gpu())
         return self.counted[key]
 
     # ---- remedies --------------------------------------------------------------------------------------

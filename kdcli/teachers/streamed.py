@@ -244,12 +244,12 @@ class StreamedTeacher(Teacher):
         states, part = spill.read(block.name), self.model.steps[depth - UNKNOWN]
         if states is None:
             return None
-        of_encoder = f"{block.name}-encoder"
+        encoder_block = f"{block.name}-encoder"
         if not isinstance(part, int):  # the encoder is done; all layers of the decoder read its states
-            spill.write(of_encoder, 0, states)
+            spill.write(encoder_block, 0, states)
             return self.model.embed_targets(block.features)
         encoder_states = None
-        if 0 < self.model.encoder_layers <= part and (encoder_states := spill.read(of_encoder)) is None:
+        if 0 < self.model.encoder_layers <= part and (encoder_states := spill.read(encoder_block)) is None:
             spill.remove(block.name)
             return None
         return self.model.layer(part, block.features, states, encoder_states)

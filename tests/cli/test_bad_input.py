@@ -161,7 +161,7 @@ def test_unknown_keys_are_all_named(refused: Refused) -> None:
         require_words(message, key, meant)
 
 
-def test_a_launcher_of_processes_is_told(
+def test_torchrun_reads_the_exit_code_and_the_message(
     refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torchrun reads the file of each process, shows the message, and keeps the exit code."""
@@ -174,16 +174,14 @@ def test_a_launcher_of_processes_is_told(
 
 
 def test_unknown_key_beside_a_choice_of_the_users_own(refused: Refused, here: Path) -> None:
-    """Hydra's own keys are said to be unknown; what is meant is named without the word that adds a key which the option does not set."""
+    """Hydra's own keys are said to be unknown, and no word of what was meant."""
     (here / "mine" / "loss").mkdir()
     (here / "mine" / "loss" / "gentle.yaml").write_text(
         "soft_label:\n  _target_: kdcli.losses.forward_kl.ForwardKL\n"
     )
     message = refused("loss=gentle", "loss.soft_label.temprature=2", config_dir=here / "mine")
-    require_words(message, "loss.soft_label.temprature", "loss.soft_label.temperature")
+    require_words(message, "loss.soft_label.temprature", "loss.soft_label._target_")
     assert "hydra." not in message
-    meant = refused("loss=gentle", "loss.soft_label.temperature=2", config_dir=here / "mine")
-    require_words(meant, "+loss.soft_label.temperature=2")
 
 
 def test_types_and_ranges_are_all_named(refused: Refused) -> None:

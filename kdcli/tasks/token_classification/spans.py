@@ -65,15 +65,15 @@ def looks_like_span(value: Any) -> bool:
     return _has_places(value)
 
 
-def count_spans(value: Any) -> int:
-    """Return the number of spans with places that a value holds, as labelling tools export them; 0 for a value of another kind."""
+def contains_spans(value: Any) -> bool:
+    """Return whether a value contains spans of characters with their types, as labelling tools export them."""
     value = literal(value)
     if not holds_spans(value):
-        return 0
+        return False
     try:
-        return len(list(_spans(value, "", "", Counter())))
+        return bool(list(_spans(value, "", "", Counter())))
     except (DataError, TypeError):
-        return 0
+        return False
 
 
 def _has_places(tag: Any) -> bool:

@@ -64,7 +64,7 @@ class TokenClassificationSpec(TaskSpec):
     def fits(self, columns: Sequence[Column], given: Mapping[str, Any]) -> Iterator[Fit]:
         """Yield lists of words with lists of tags, texts with spans, or a word a row."""
         from kdcli.tasks.columns import LOOKED_AT, Fit, usual_pair
-        from kdcli.tasks.token_classification.spans import count_spans
+        from kdcli.tasks.token_classification.spans import contains_spans
 
         def are_tags(words: Column, tags: Column) -> bool:
             return (words.is_list and tags.is_list) or tags.is_spans or words.name.lower() in WORD
@@ -76,7 +76,7 @@ class TokenClassificationSpec(TaskSpec):
         spans = [
             column
             for column in columns
-            if column.is_spans and any(map(count_spans, column.values[:LOOKED_AT]))
+            if column.is_spans and any(map(contains_spans, column.values[:LOOKED_AT]))
         ]
         if texts and len(spans) == 1:
             text = max(texts, key=lambda column: column.length)

@@ -247,15 +247,20 @@ class Killed(BaseException):
     """The process ends here."""
 
 
-@pytest.mark.parametrize("writes", [2, 4, 7, 9, 11, "encoder 14", "encoder 20", "encoder 27"])
+@pytest.mark.parametrize(
+    ("kind", "writes"),
+    [*(("qwen3", writes) for writes in (2, 4, 7, 9, 11)), *(("marian", writes) for writes in (14, 20, 27))],
+)
 def test_a_killed_pass_continues_with_the_block_and_layer_it_was_at(
-    writes: int | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A night's work would be lost at the last layer; or blocks of different depths would be mixed."""
-    source, task, rows = decoder(tmp_path / "model", "qwen3"), CausalLM(), LANGUAGE
-    if isinstance(writes, str):
-        source, task, rows = translator(tmp_path / "translator", "marian"), Seq2Seq(), PAIRS
-        writes = int(writes.split()[1])
+    source: Checkpoint
+    task: Task
+    if kind in TRANSLATORS:
+        source, task, rows = translator(tmp_path / "model", kind), Seq2Seq(), PAIRS
+    else:
+        source, task, rows = decoder(tmp_path / "model", kind), CausalLM(), LANGUAGE
     expected = fill(resident(source, task), tmp_path / "resident", rows)
     write, done = Spill.write, []
 
