@@ -69,8 +69,9 @@ format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-schemas: setup ## Write the JSON schemas of report.json, env.json and export.json into docs/
+schemas: setup ## Write the JSON schemas of report.json, env.json and export.json into docs/, and that of a config into kdcli/config/
 	$(BIN)/python -c 'from pathlib import Path; from kdcli.evaluation.results import write_schemas; write_schemas(Path("docs"))'
+	$(BIN)/python -c 'from kdcli.commands.init import SCHEMA; from kdcli.config.json_schema import config_schema; from kdcli.files import write_text; write_text(SCHEMA, config_schema())'
 
 docs: setup ## Build the documentation into site/; a warning is an error
 	$(BIN)/python docs/generate.py

@@ -9,13 +9,13 @@ from typing import Any
 import yaml
 
 from kdcli import console
-from kdcli.config.json_schema import NAME as SCHEMA
-from kdcli.config.json_schema import config_schema
 from kdcli.config.tasks import spec_of
 from kdcli.data.inspection import CHOSEN_BY, SAMPLE, Inspection, inspect
 from kdcli.errors import ConfigError, ExitCode, listed, shown
 from kdcli.files import user_path, write_text
 
+SCHEMA = Path(__file__).parents[1] / "config" / "kdcli.schema.json"
+"""The JSON schema that editors read."""
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 """The values of dataset.max_length that are proposed."""
 CHARACTERS, MARGIN = 3, 32
@@ -45,9 +45,9 @@ def init(given: str, words: list[str], out: Path, with_schema: bool = True) -> i
         raise ConfigError(f"the folder {out.parent} does not exist; make it, or give another file with --out")
     inspection = inspect(given, _keys(words))
     write_text(out, "\n".join(_lines(inspection, with_schema)) + "\n")
-    schema = out.parent / SCHEMA
+    schema = out.parent / SCHEMA.name
     if with_schema and not schema.exists():
-        write_text(schema, config_schema())
+        write_text(schema, SCHEMA.read_text(encoding="utf-8"))
     for line in described(inspection):
         console.say(line)
     console.say(f"wrote {out}" + (f" and {schema}, which editors read" if with_schema else ""))
@@ -99,7 +99,7 @@ def _labels(labels: Mapping[str, int]) -> str:
 def _lines(inspection: Inspection, with_schema: bool) -> Iterator[str]:
     """Yield the lines of the config."""
     if with_schema:
-        yield f"# yaml-language-server: $schema={SCHEMA}"
+        yield f"# yaml-language-server: $schema={SCHEMA.name}"
     yield f"# Written by kdcli init for {inspection.keys['path']}. Its keys are those of the command line: typed ones replace them."
     yield "# `kdcli check FILE` reports what a run does and costs, and `kdcli distill FILE` starts it."
     yield "# `kdcli keys KEY` explains a key, and `kdcli list GROUP` shows the options of teacher, student, loss, hardware …"
@@ -122,7 +122,11 @@ def _dataset(inspection: Inspection) -> Iterator[str]:
     """Yield the lines of the data set."""
     spec = spec_of(inspection.task)
     keys = dict(inspection.keys)
-    notes = {"path": str(inspection.reading), "bad_rows": "rows that cannot be read are dropped and counted"}
+    notes = {
+        "path": str(inspection.reading),
+        "bad_rows": "rows that cannot be read are dropped and counted",
+        "split": "the column with the split of each row; none: rows are split by a hash",
+    }
     if inspection.labels:
         notes["label"] = notes["tags"] = f"labels: {_labels(inspection.labels)}"
     if inspection.reading.guess is not None and not inspection.reading.guess.certain:
@@ -141,7 +145,8 @@ def _dataset(inspection: Inspection) -> Iterator[str]:
         length = min(proposed, spec.longest_proposed)
         yield f"  max_length: {length}  # tokens of a row; 95 % of the rows have at most {inspection.length:,} characters"
     yield from (f"  {line}" for line in spec.proposed_data(keys))
-    yield "  # validation_size: 0.1  # split off the rows; `validation` and `test` name files of their own"
+    if "split" not in keys:
+        yield "  # validation_size: 0.1  # split off the rows; `validation` and `test` name files of their own"
     yield "  # limit: 2000  # training rows, for a first try"
 
 

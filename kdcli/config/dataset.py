@@ -107,6 +107,10 @@ class Dataset(Section):
     rows by a hash of the text."""
     test: Location | None = None
     """The test split, named as by `validation`; null likewise."""
+    split: str | None = None
+    """csv, json, parquet, arrow: the column that names the split of each row (train, validation or dev, test …), or the values that `train`,
+    `validation` and `test` name. null: one that is called so (split, set, subset, partition, fold …), if its values are names of splits; none: rows
+    are split by a hash of the text."""
     validation_size: SplitSize = 0.1
     """The number of rows that are split off for it, or below 1 their share. With a share, rows that are added to the data move no other row to
     another split; a number of rows is exact."""
@@ -330,7 +334,7 @@ _BY_NAME = {
 }
 """The formats that are recognized by the end of a file's name before it is read, because tasks are inferred from them."""
 READ_BY_ALL = frozenset({
-    "task", "format", "path", "name", "revision", "train", "validation", "test", "validation_size", "test_size", "encoding", "delimiter",
+    "task", "format", "path", "name", "revision", "train", "validation", "test", "split", "validation_size", "test_size", "encoding", "delimiter",
     "quote", "escape", "columns", "field", "bad_rows", "replace", "limit", "eval_limit", "max_length", "near_duplicates",
 })  # fmt: skip
 """The keys of a data set that every task reads; the others are declared by the tasks that read them (`TaskSpec.reads`)."""

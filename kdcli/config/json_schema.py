@@ -1,4 +1,4 @@
-"""Makes the JSON schema of a config file of `kdcli distill`, by which editors complete and check it."""
+"""Makes the JSON schema of a config file of `kdcli distill`, by which editors complete and check it: kdcli.schema.json beside this module (make schemas)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from kdcli.config.declarations import fields, find_class
 from kdcli.config.groups import config_groups, group_options
 from kdcli.config.schema import Distill
 
-NAME = "kdcli.schema.json"
-"""The name of the file that `kdcli init` writes."""
 Node = dict[str, Any]
 
 

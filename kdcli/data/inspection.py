@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import shlex
 from collections import Counter
@@ -18,6 +19,7 @@ from kdcli.data.delimited import looks_like_row
 from kdcli.data.readers import read_file, read_parallel, require_data_file
 from kdcli.data.reading import Reading
 from kdcli.data.sources import (
+    SPLIT_NAMES,
     SUFFIXES_OF_DATA,
     columns_of_folders,
     data_files,
@@ -25,13 +27,13 @@ from kdcli.data.sources import (
     local_splits,
     parallel_files,
 )
-from kdcli.data.streams import HEAD
+from kdcli.data.streams import HEAD, DataFile
 from kdcli.errors import DataError, listed
 from kdcli.files import user_path
 from kdcli.hub import data_path
 from kdcli.tasks import row_schema_of
 from kdcli.tasks.columns import LOOKED_AT, Column, Fit
-from kdcli.tasks.rows import RawSplit, Row, RowSchema, labels_of, row_hash
+from kdcli.tasks.rows import SPLIT_COLUMNS, RawSplit, Row, RowSchema, labels_of, row_hash
 
 SAMPLE = 20_000
 """The maximum number of rows of a file that are examined."""
@@ -131,8 +133,22 @@ def inspect(given: str, keys: Mapping[str, Any]) -> Inspection:
     columns, reading, named = _read_columns(path, given, keys)
     if reading is None:
         return _verified(path, base | {"format": "txt", "label": None}, [], None)
-    chosen = _chosen(given, columns, keys)
+    chosen = {**_chosen(given, columns, keys), **_splits(columns, keys)}
     return _verified(path, {**base, **named, **chosen}, [column.name for column in columns], reading)
+
+
+def _splits(columns: Sequence[Column], keys: Mapping[str, Any]) -> dict[str, str]:
+    """Return the key that names a column with the splits of the rows; empty: there is none."""
+    for column in columns:
+        values = {str(value).strip().lower() for value in column.values}
+        if (
+            "split" not in keys
+            and column.name.lower() in SPLIT_COLUMNS
+            and len(values) > 1
+            and values <= {*itertools.chain(*SPLIT_NAMES.values())}
+        ):
+            return {"split": column.name}
+    return {}
 
 
 def _parallel(path: Path) -> dict[str, str] | None:
@@ -213,7 +229,8 @@ def _read_columns(
     named: dict[str, Any] = {}
     body = [[row.get(name) for name in names] for row in rows[:1000]]
     is_named = bool({str(value) for value in keys.values()} & {*names})
-    if reading.format == "csv" and "columns" not in keys and not is_named and looks_like_row(names, body):
+    is_header = reading.format == "csv" or (reading.format == "json" and _is_array(path, of=b"["))
+    if is_header and "columns" not in keys and not is_named and looks_like_row(names, body):
         named["columns"] = [f"column{number}" for number in range(1, len(names) + 1)]
         rows = [
             dict(zip(named["columns"], values, strict=True))
@@ -225,10 +242,15 @@ def _read_columns(
     return columns, reading, named
 
 
-def _is_array(path: Path) -> bool:
-    """Return whether a document of JSON is an array, whose items are the rows."""
-    with path.open("rb") as stream:
-        return stream.read(HEAD).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+def _is_array(path: Path, of: bytes = b"") -> bool:
+    """Return whether a document of JSON is an array, whose items are the rows.
+
+    Args:
+        of: how its first item begins.
+    """
+    blank = b"\xef\xbb\xbf \t\r\n"
+    head = DataFile.of(path).head().lstrip(blank)
+    return head.startswith(b"[") and head[1:].lstrip(blank).startswith(of)
 
 
 def _leaves(columns: Sequence[Column]) -> list[Column]:
@@ -348,7 +370,7 @@ def _verified(
     if schema.labels:
         counted = Counter(label for row in rows for label in labels_of(row["label"]))
         labels = {name: counted[index] for index, name in enumerate(schema.labels)}
-    unread = [column for column in columns if column not in schema.columns_read]
+    unread = [column for column in columns if column not in {*schema.columns_read, keys.get("split")}]
     lengths = sorted(sum(map(len, _texts(row))) for row in rows)
     return Inspection(
         schema.cfg.kind, keys, reading, unread, len(split.rows), len(split.rows) < SAMPLE, labels,

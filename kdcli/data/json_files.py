@@ -38,6 +38,8 @@ def read(
     rows = _rows(schema, path, name, iter(lines), bad)
     keys: list[str] = []
     paths: list[list[str]] = []
+    split: list[str] | None = None
+    """The column of splits, which the first row decides."""
     for where, row in rows:
         if not isinstance(row, dict):
             remedy = "write one object a line"
@@ -47,10 +49,16 @@ def read(
                 )
             bad.add(f"{where}: expected an object, got {type(row).__name__}; {remedy}")
             continue
+        row = {**dict.fromkeys(split), **row} if split else row
         try:
             if list(row) != keys:  # most rows have the keys of the row before
                 keys = []
-                paths = schema.column_paths(list(row), where, nested=True)
+                if split is None:
+                    paths = schema.paths(list(row), where, nested=True)
+                    split = [schema.split_column] if schema.split_column is not None else []
+                else:
+                    own = schema.column_paths(list(row), where, nested=True)
+                    paths = [split, *own] if split else own
                 keys = list(row)
             values = tuple([value_at(row, each, where) if len(each) > 1 else row[each[0]] for each in paths])
         except DataError as error:

@@ -64,11 +64,11 @@ class BadRows:
 
 
 def check_rows(
-    schema: RowSchema, name: str, table: Iterable[tuple[Any, ...]], bad: BadRows
+    schema: RowSchema, name: str, table: Iterable[tuple[Any, ...]], bad: BadRows, first: int = 1
 ) -> list[tuple[Any, ...]]:
-    """Return the checked values of rows."""
+    """Return the checked values of rows; `first` is the number of the first row, for messages."""
     rows = []
-    for number, values in enumerate(schema.assembled(table), 1):
+    for number, values in enumerate(schema.assembled(table), first):
         try:
             rows.append(schema.check(values, f"{name}, row {number}"))
         except DataError as error:

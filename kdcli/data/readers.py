@@ -96,7 +96,7 @@ def read_file(
         file = DataFile.of(path)
         bad = BadRows(schema.cfg.bad_rows)
         source = Source(own, file, decide(own, file, recorded), bad, most=most, more=more)
-        source, rows = _read(schema, source)
+        source, rows, split_of = _read(schema, source)
     source.bad.warn(path.name, len(rows))
     if not rows:
         raise DataError(f"{path} has no rows; give another file as dataset.path or dataset.unlabelled")
@@ -106,7 +106,7 @@ def read_file(
         from kdcli.data import tables
 
         names = tables.declared(schema, path, source.reading.format)
-    return RawSplit(path.name, rows, names, dropped=+dropped), source.reading
+    return RawSplit(path.name, rows, names, dropped=+dropped, split_of=split_of), source.reading
 
 
 def require_data_file(path: Path, given: str) -> None:
@@ -191,8 +191,9 @@ def _text_lines(source: Source) -> tuple[list[str], Reading]:
             source = again
 
 
-def _read(schema: RowSchema, source: Source) -> tuple[Source, list[tuple[Any, ...]]]:
-    """Return the rows, checked by their schema. If what was decided by the first bytes does not hold for all of the file, it is decided again by more of them.
+def _read(schema: RowSchema, source: Source) -> tuple[Source, list[tuple[Any, ...]], list[Any] | None]:
+    """Return the rows, checked by their schema, and their values in the column of splits. If what was decided by the first bytes does not hold for all of the
+    file, it is decided again by more of them.
 
     Raises:
         UnicodeError: the file cannot be decoded, and lines are not dropped.
@@ -204,7 +205,7 @@ def _read(schema: RowSchema, source: Source) -> tuple[Source, list[tuple[Any, ..
             )
             if source.more:
                 table = ((*values, *source.more) for values in table)
-            rows = check_rows(schema, source.path.name, table, source.bad)
+            rows, split_of = _checked(schema, source, table)
             again = _by_more(source) if source.bad.count else None
         except UnicodeError:
             again = _in_other_encoding(source)
@@ -215,8 +216,32 @@ def _read(schema: RowSchema, source: Source) -> tuple[Source, list[tuple[Any, ..
             if again is None:
                 raise
         if again is None:
-            return source, rows
+            return source, rows, split_of
         source = again
+
+
+def _checked(
+    schema: RowSchema, source: Source, table: Iterable[tuple[Any, ...]]
+) -> tuple[list[tuple[Any, ...]], list[Any] | None]:
+    """Return the checked rows, and their values in the column of splits, which come before all others."""
+    source.schema.split_column = None
+    table = iter(table)
+    first = next(table, None)  # the columns are known when the first row is read
+    table = itertools.chain([first] if first is not None else [], table)
+    name = source.path.name
+    schema.split_column = source.schema.split_column
+    if schema.split_column is None:
+        return check_rows(schema, name, table, source.bad), None
+    rows: list[tuple[Any, ...]] = []
+    split_of: list[Any] = []
+    number = 1
+    for value, run in itertools.groupby(table, key=lambda values: values[0]):
+        others = [values[1:] for values in run]
+        checked = check_rows(schema, name, others, source.bad, number)
+        rows += checked
+        split_of += [value] * len(checked)
+        number += len(others)
+    return rows, split_of
 
 
 def _in_other_encoding(source: Source) -> Source | None:

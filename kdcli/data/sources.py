@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import itertools
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,7 @@ from kdcli.errors import DataError, abbreviated, listed
 from kdcli.files import LARGEST_JSON, user_path
 from kdcli.hub import PACKAGE, data_path
 
+logger = logging.getLogger(__name__)
 COMPRESSIONS = {
     "gz": (".gz", ".gzip"),
     "bz2": (".bz2",),
@@ -267,15 +269,25 @@ def _require_no_standoff(path: Path, files: Iterable[Path]) -> None:
 
 
 def _by_split(path: Path, files: list[Path]) -> dict[str, list[Path]]:
-    """Return files below a folder by the splits that their names, or those of the folders around them, mean; all of train if none is of train."""
+    """Return files below a folder by the splits that their names, or those of the folders around them, mean; all of train if none is of train.
+
+    Beside files that are named so, those of no split are left out, as by datasets: a competition's sample_submission.csv is one.
+    """
     splits: dict[str, list[Path]] = {}
+    of_none: list[Path] = []
     for file in files:
         relative = file.relative_to(path)
         shard = _SHARD.match(relative.name)
-        own = shard[1] if shard else "train"
-        name = split_name(relative.name) or split_name(_plain_folders(relative)) or own
-        splits.setdefault(name, []).append(file)
-    return splits if "train" in splits else {"train": files}
+        name = split_name(relative.name) or split_name(_plain_folders(relative)) or (shard and shard[1])
+        (splits.setdefault(name, []) if name else of_none).append(file)
+    if "train" not in splits:
+        return splits | {"train": of_none} if of_none else {"train": files}
+    if of_none:
+        logger.warning(
+            "%s: %s is read for training; %s has no split in its name and is not read (dataset.path= and dataset.test= name files)",
+            path, listed(file.name for file in splits["train"]), listed(file.name for file in of_none),
+        )  # fmt: skip
+    return splits
 
 
 def _plain_folders(file: Path) -> str:

@@ -7,13 +7,16 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kdcli.config.dataset import NO_LABEL
 from kdcli.data.hub import read_hub, splits_of_repository
 from kdcli.data.readers import read_file, read_gettext, read_parallel
 from kdcli.data.reading import Reading
 from kdcli.data.sources import (
+    SPLIT_NAMES,
     columns_of_folders,
     is_hub,
     is_local_repository,
@@ -48,16 +51,82 @@ class SplitReader:
         """Return the sources of the training rows, and of validation and test where they have some of their own: those that are named, or that
         the folder has."""
         cfg = self.schema.cfg
-        sources = {"train": self._read(self.schema, cfg.path, cfg.train)}
+        column = None if cfg.split == "none" else cfg.split
+        self.schema.reads_splits = cfg.split != "none"
+        train = self._read(self.schema, cfg.path, "train" if column else cfg.train)
+        self.schema.reads_splits = False
+        by_column = self._by_column(train, column)
+        sources = {"train": by_column.get("train", train)}
         for split, given in (("validation", cfg.validation), ("test", cfg.test)):
-            if given:
+            if given and not (column and split in by_column):
                 sources[split] = self._read_split(split, given)
-            elif split in self._published:
-                if any(map(_has_gold, parts := self._read_published(split))):
+            elif split in by_column or split in self._published:
+                if any(map(_has_gold, parts := by_column.get(split) or self._read_published(split))):
                     sources[split] = parts
                 else:
                     logger.info("%s: its %s split has no gold labels and is not used", cfg.path, split)
         return sources
+
+    def _by_column(self, parts: list[RawSplit], given: str | None) -> RawSplits:
+        """Return the rows by the splits that a column of theirs names; empty: none does.
+
+        Args:
+            given: the column that the config names.
+
+        Raises:
+            DataError: the given column has no such names, or the files have no columns.
+        """
+        cfg = self.schema.cfg
+        if not all(part.split_of for part in parts):
+            if given:
+                raise DataError(
+                    f"dataset.split = {shown(given)}: {cfg.path} is read as {listed({each.format for each in self.readings} or ['a hub data set'])}, whose rows "
+                    "have no column of splits; leave it out"
+                )
+            return {}
+        split_of = {
+            name: split
+            for split, own in (("train", cfg.train), ("validation", cfg.validation), ("test", cfg.test))
+            for name in ((own.lower(),) if given and own and own != split else SPLIT_NAMES[split])
+        }
+        counts: Counter[str] = Counter(_split_value(value) for part in parts for value in part.split_of or ())
+        rows = dict.fromkeys(SPLIT_NAMES, 0)
+        for value, count in counts.items():
+            if value in split_of:
+                rows[split_of[value]] += count
+        if not rows["train"] or not rows["validation"] + rows["test"]:
+            if not given:
+                return {}
+            raise DataError(
+                f"dataset.split = {shown(given)}: expected names of splits in this column (train, validation, test), got {listed(counts)}; name those that are "
+                "meant with dataset.train=, dataset.validation= and dataset.test=, or leave it out"
+            )
+        column = self.schema.split_column
+        logger.info(
+            "%s: the column %r gives the splits (%s); dataset.split=none ignores it",
+            cfg.path, column, ", ".join(f"{split} {count:,}" for split, count in rows.items() if count),
+        )  # fmt: skip
+        if others := counts.keys() - split_of.keys():
+            logger.warning(
+                "%s: %d rows of no split are not read (their %r is %s)",
+                cfg.path, sum(counts[value] for value in others), column, listed(map(shown, sorted(others))),
+            )  # fmt: skip
+        return {
+            split: [
+                replace(
+                    part,
+                    rows=[
+                        row
+                        for row, value in zip(part.rows, part.split_of or (), strict=True)
+                        if split_of.get(_split_value(value)) == split
+                    ],
+                    dropped=part.dropped if split == "train" else Counter(),
+                )
+                for part in parts
+            ]
+            for split, count in rows.items()
+            if count
+        }
 
     def _read_published(self, split: str) -> list[RawSplit]:
         """Return a split that nobody named; empty if it lacks the column of gold labels, as the test files of competitions do."""
@@ -161,6 +230,11 @@ class SplitReader:
             logger.log(
                 logging.WARNING if likely else logging.INFO, "read %s as %s%s", files, description, forced
             )
+
+
+def _split_value(value: Any) -> str:
+    """Return a value of the column of splits, as it is compared with the names of splits."""
+    return "" if value is None else str(value).strip().lower()
 
 
 def _has_gold(part: RawSplit) -> bool:

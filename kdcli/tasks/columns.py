@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from kdcli.errors import DataError
 from kdcli.tasks.causal_lm.conversations import is_conversation
+from kdcli.tasks.labels import read_label
 from kdcli.tasks.notation import decode_notation
 from kdcli.tasks.token_classification.spans import holds_spans
 
@@ -85,6 +87,19 @@ class Column:
         """Whether the values are spans of characters; a row may have none."""
         parsed = [_parsed(value) for value in self.values[:LOOKED_AT]]
         return any(map(holds_spans, parsed)) and all(value == [] or holds_spans(value) for value in parsed)
+
+    @property
+    def names(self) -> Column:
+        """The labels that mappings and lists of one label hold, as the column of their names; the column itself, if it holds something else."""
+        if all(isinstance(value, str | int | float) for value in self.values[:LOOKED_AT]):
+            return self
+        try:
+            labels = [read_label(value, self.name) for value in self.values]
+        except DataError:
+            return self
+        names = [label[0] if isinstance(label, tuple) else label for label in labels if label]
+        is_single = all(isinstance(label, tuple) and len(label) <= 1 for label in labels)
+        return replace(self, values=names) if is_single else self
 
     @property
     def looks_like_labels(self) -> bool:

@@ -25,6 +25,18 @@ MANY = 0.1
 _WORDS, _TAGS = ("tokens", "words"), ("ner_tags", "tags", "ner", "spans", "entities")
 """The usual names of the columns of words with tags, for messages."""
 _HALF = re.compile(r"[\ud800-\udfff]")
+SPLIT_COLUMNS = (
+    "split",
+    "data_split",
+    "dataset_split",
+    "set",
+    "subset",
+    "partition",
+    "fold",
+    "ml_use",
+    "usage",
+)
+"""The usual names of a column with the split of each row, in small letters."""
 
 
 @dataclass
@@ -37,6 +49,7 @@ class RawSplit:
         names: the label names that it declares, if it does.
         commit: the hub commit, if it is from the hub.
         dropped: the number of rows that were dropped while it was read, by reason.
+        split_of: the value of each row in the column of splits; None: there is no such column.
     """
 
     name: str
@@ -44,6 +57,7 @@ class RawSplit:
     names: list[str] | None = None
     commit: str | None = None
     dropped: Counter[str] = field(default_factory=Counter)
+    split_of: list[Any] | None = None
 
 
 RawSplits = dict[str, list[RawSplit]]
@@ -70,6 +84,10 @@ class RowSchema(ABC):
         self.decided: dict[str, Any] = {}
         """The decisions about the first file, which apply to the other files of the data set."""
         self.replacements = [(re.compile(pattern), put) for pattern, put in cfg.replace.items()]
+        self.reads_splits = False
+        """Whether the column of splits is read, of the source of the training rows."""
+        self.split_column: str | None = None
+        """The column of splits in the source that was read last."""
 
     @property
     def columns_read(self) -> set[str]:
@@ -174,6 +192,28 @@ class RowSchema(ABC):
                 )
             paths.append(path)
         return paths
+
+    def paths(self, columns: list[str], name: str, nested: bool = False) -> list[list[str]]:
+        """Return the path of keys to each value of a row: `column_paths`, and before them that to the column of splits, if there is one.
+
+        Args, Raises: as for `column_paths`.
+        """
+        paths = self.column_paths(columns, name, nested)
+        given = self.cfg.split
+        if not self.reads_splits or given == "none":
+            return paths
+        if given not in (None, *columns):
+            raise DataError(
+                f"{name} has no column {shown(given)}{suggest(str(given), columns)} (columns: {listed(columns)}); correct dataset.split, which "
+                "names the column with the split of each row, or leave it out"
+            )
+        usual = (
+            column
+            for column in columns
+            if column.lower() in SPLIT_COLUMNS and [column] not in paths and columns.count(column) == 1
+        )
+        self.split_column = given or next(usual, None)
+        return [[self.split_column], *paths] if self.split_column is not None else paths
 
 
 class LabelledRows(RowSchema):

@@ -82,6 +82,13 @@ def write(folder: Path, name: str) -> None:
         "named.jsonl": "".join(
             json.dumps({"sentence": text, "mentions": [[0, len(text.split()[0]), "X"]] if n % 2 else [], "source": "web"}) + "\n"
             for n, text in enumerate(texts)),
+        "cats.jsonl": "".join(json.dumps({"text": text, "cats": {"a": float(n % 2), "b": 1.0 - n % 2}}) + "\n" for n, text in enumerate(texts)),
+        "choices.json": json.dumps([
+            {"id": n, "data": {"text": text}, "annotations": [{"result": [{"type": "choices", "value": {"choices": ["ab"[n % 2]]}}]}]}
+            for n, text in enumerate(texts)]),
+        "arrays.json": json.dumps([[f"the long text of a row: {text}", "ab"[n % 2]] for n, text in enumerate(texts)]),
+        "split.csv": "text,label,split\n" + "".join(
+            f"{text},{'ab'[n % 2]},{('train', 'train', 'train', 'dev', 'test')[n % 5]}\n" for n, text in enumerate(texts)),
         "empty.csv": "",
         "short.csv": "text,label\n" + "".join(f"{text},{'ab'[n % 2]}\n" for n, text in enumerate(texts)) + "x,y,z,w\n",
     }  # fmt: skip
@@ -119,6 +126,10 @@ def write(folder: Path, name: str) -> None:
         ("nested.jsonl", {"text": "source.body", "label": "topic"}, "classification"),
         ("jira.csv", {"text": "Summary", "label": "Kind"}, "classification"),
         ("routing.csv", {"text": "message", "label": "team"}, "classification"),
+        ("cats.jsonl", {"text": "text", "label": "cats"}, "classification"),
+        ("choices.json", {"text": "data.text", "label": "annotations"}, "classification"),
+        ("arrays.json", {"columns": ["column1", "column2"], "label": "column2"}, "classification"),
+        ("split.csv", {"text": "text", "label": "label", "split": "split"}, "classification"),
         ("array.json", {"messages": "conversations"}, "causal_lm"),
         ("dated.csv", {"text": "message", "label": None}, "causal_lm"),
         ("chat.jsonl", {"messages": "messages"}, "causal_lm"),

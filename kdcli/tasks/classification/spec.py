@@ -16,7 +16,7 @@ TEXTS = (
     "text", "sentence", "body", "content", "message", "review", "comment", "tweet", "utterance", "query", "question", "description", "title",
 )  # fmt: skip
 LABELS = (
-    "label", "labels", "class", "category", "sentiment", "intent", "topic", "rating", "stars", "polarity", "emotion", "target", "y",
+    "label", "labels", "class", "category", "sentiment", "intent", "topic", "rating", "stars", "polarity", "emotion", "cats", "annotations", "target", "y",
 )  # fmt: skip
 """The usual names of columns, the most usual first."""
 PEOPLE = frozenset({
@@ -49,6 +49,7 @@ class ClassificationSpec(TaskSpec):
         """Yield a column of texts with one of labels: the one that is given or is called so, or else each that looks like labels."""
         from kdcli.tasks.columns import LIKELY, NAMED, Fit
 
+        columns = [column.names for column in columns]
         labels = [column for column in columns if column.name == given.get("label")]
         named = [column for name in LABELS for column in columns if column.name.lower() == name]
         short = [

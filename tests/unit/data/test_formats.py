@@ -46,6 +46,12 @@ PLAIN = "text,label\n" + "".join(f"{text},{label}\n" for text, label in ROWS)
 Write = Callable[[Path], Path]
 
 
+def split_column(name: str, *values: str) -> str:
+    """A csv file with a column of splits: 40, 10 and 10 rows have one of three values."""
+    rows = (f"{text},{label},{values[(at > 39) + (at > 49)]}\n" for at, (text, label) in enumerate(ROWS))
+    return f"text,label,{name}\n" + "".join(rows)
+
+
 def file(name: str, content: str | bytes, encoding: str = "utf-8") -> Write:
     """What writes a file and returns its path."""
 
@@ -262,6 +268,22 @@ READ: dict[str, tuple[Write, dict[str, Any]]] = {
     "a folder of folders train, dev and test": (
         files(train__a_csv=part(0, 40), dev__a_csv=part(40, 50), test__a_csv=part(50, 60)),
         {},
+    ),
+    "a folder with train, test and the template of an answer": (
+        files(train_csv=part(0, 50), test_csv=part(50, 60), sample_submission_csv="id,label\n1,bad\n2,good\n"),
+        {},
+    ),
+    "a column of splits": (
+        file("a.csv", split_column("split", "train", "dev", "test")),
+        {},
+    ),
+    "a column of splits in capitals": (
+        file("a.csv", split_column("Subset", "TRAIN", "VALIDATION", "TEST")),
+        {},
+    ),
+    "a column of splits with other values": (
+        file("a.csv", split_column("fold", "0", "1", "2")),
+        {"split": "fold", "train": "0", "validation": "1", "test": "2"},
     ),
     "part-00000 of Spark": (
         lambda folder: files(**{"part-00000-a_csv": part(0, 30), "part-00001-a_csv": part(30, 60)})(folder),
@@ -494,6 +516,76 @@ def test_a_test_file_without_labels_is_not_used(tmp_path: Path, test: str) -> No
     data = read(files(train_csv=PLAIN, test_csv=test)(tmp_path), test_size=6)
     assert texts(data) == dict(ROWS)
     assert len(data["test"]) == 6
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_rows_stay_in_the_split_that_a_column_gives(
+    suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A student that was trained on the rows which its author kept for the test."""
+    splits = ["train", "dev", "test", "unsup", None]
+    values = [splits[0 if at < 40 else 1 + (at % 4)] for at in range(60)]
+    frame = FRAME.assign(split=values)
+    path = tmp_path / f"a.{suffix}"
+    {"csv": frame.to_csv, "jsonl": lambda path, **_: frame.to_json(path, orient="records", lines=True),
+     "parquet": frame.to_parquet}[suffix](path, index=False)  # fmt: skip
+    expected = {
+        name: {text for (text, _), value in zip(ROWS, values, strict=True) if value == own}
+        for name, own in (("train", "train"), ("validation", "dev"), ("test", "test"))
+    }
+    with caplog.at_level("INFO"):
+        data = read(path)
+    assert {split: set(data[split]["text"][:]) for split in SPLITS} == expected
+    require_words(caplog.text, "'split'", "train 40", "10 rows of no split", "unsup", "dataset.split=none")
+    ignored = read(path, split="none")
+    assert texts(ignored) == dict(ROWS)
+    other = tmp_path / "other.csv"
+    other.write_text("text,label\na great film,good\nan awful film,bad\n")
+    given = read(path, test=str(other), split="split")
+    assert set(given["test"]["text"][:]) == {"a great film", "an awful film"}
+    assert set(given["train"]["text"][:]) == expected["train"]
+
+
+def test_a_word_a_row_with_a_column_of_splits(tmp_path: Path) -> None:
+    """Sentences that are cut where the split changes, or that lose their words."""
+    rows = [
+        (number, word, "B-X" if word == "red" else "O", split)
+        for number, split in enumerate(["train"] * 8 + ["test"] * 3 + ["dev"] * 3)
+        for word in ("a", "red", f"house{number}")
+    ]
+    path = tmp_path / "a.csv"
+    path.write_text("sentence,word,tag,split\n" + "".join(",".join(map(str, row)) + "\n" for row in rows))
+    data = read(path, words="word", tags="tag")
+    sizes = {split: sorted(map(len, data[split]["words"][:])) for split in SPLITS}
+    assert sizes == {"train": [3] * 8, "validation": [3] * 3, "test": [3] * 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "split", "words"),
+    [
+        ("a.csv", PLAIN, "split", ("a.csv", "'split'", "text, label", "dataset.split")),
+        (
+            "a.csv",
+            split_column("fold", "0", "1", "2"),
+            "fold",
+            ("0, 1, 2", "dataset.train=", "dataset.test="),
+        ),
+        (
+            "a.txt",
+            "__label__good a film\n__label__bad a film\n",
+            "split",
+            ("fasttext", "no column of splits"),
+        ),
+    ],
+)
+def test_a_column_without_splits(
+    name: str, content: str, split: str, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    """A column that is misspelt, whose values say nothing, or of a file without columns."""
+    with pytest.raises(DataError, match=naming(*words)):
+        read(file(name, content)(tmp_path), split=split)
+    if split == "fold":
+        assert texts(read(tmp_path / name)) == dict(ROWS)
 
 
 def test_the_page_lists_these_files() -> None:

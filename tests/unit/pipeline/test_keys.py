@@ -84,7 +84,7 @@ ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(
         (
             "dataset.format", "dataset.path", "dataset.name", "dataset.revision", "dataset.train", "dataset.validation", "dataset.test",
-            "dataset.validation_size", "dataset.test_size", "dataset.text", "dataset.text_pair", "dataset.label", "dataset.labels",
+            "dataset.split", "dataset.validation_size", "dataset.test_size", "dataset.text", "dataset.text_pair", "dataset.label", "dataset.labels",
             "dataset.words", "dataset.tags", "dataset.sentence", "dataset.prompt", "dataset.completion", "dataset.source", "dataset.target",
             "dataset.encoding", "dataset.delimiter", "dataset.quote", "dataset.escape", "dataset.columns", "dataset.field",
             "dataset.bad_rows", "dataset.replace", "dataset.limit",
