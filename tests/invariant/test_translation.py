@@ -220,7 +220,7 @@ def test_from_the_data_to_the_report(
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     beams = ["rollout=beam", "rollout.num_beams=2", "measure.num_beams=2"]
-    run = distil("run", *beams, "trainer.epochs=20", "student.hidden_size=32")
+    run = distil("run", *beams, "trainer.epochs=12", "student.hidden_size=32")
     report = json.loads((run / "report.json").read_text())
     assert (report["task"], report["metric"]) == ("seq2seq", "bleu")
     assert report["beams"] == 2
