@@ -11,6 +11,7 @@ import io
 import os
 import random
 import re
+import resource
 import shlex
 import signal
 import subprocess
@@ -72,7 +73,11 @@ def batches(total: int, quick: int, size: int = 100) -> list[Any]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command ended with."""
+    """What a command ended with.
+
+    Attributes:
+        seconds: that it computed, and the processes that it started.
+    """
 
     command: str
     code: int
@@ -137,7 +142,7 @@ def run_process(arguments: Sequence[str], folder: Path, timeout: float = 120, **
     Raises:
         AssertionError: it did not end in time.
     """
-    command, began = shown(arguments, folder), time.monotonic()
+    command, before = shown(arguments, folder), _seconds_of_children()
     try:
         done = subprocess.run(
             [sys.executable, "-m", "kdcli", *arguments],
@@ -152,7 +157,13 @@ def run_process(arguments: Sequence[str], folder: Path, timeout: float = 120, **
         )
     except subprocess.TimeoutExpired:
         raise AssertionError(f"did not end within {timeout:.0f} s: {command}") from None
-    return Outcome(command, done.returncode, done.stdout, done.stderr, time.monotonic() - began)
+    return Outcome(command, done.returncode, done.stdout, done.stderr, _seconds_of_children() - before)
+
+
+def _seconds_of_children() -> float:
+    """The seconds that the processes which were started here, and have ended, have computed."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def require_clean(outcome: Outcome, codes: Collection[int] = (0, 2, 3)) -> None:

@@ -191,7 +191,7 @@ def test_a_full_disk_under_ctranslate2_is_told(disks: Callable[[str], Disk], tmp
     run, data = disk.folder / "run", write_pairs(tmp_path / "pairs.csv", pairs(120))
     words = [
         "distill", "teacher=local", f"teacher.path={translator(tmp_path / 'teacher')}", "student=layers",
-        "student.num_hidden_layers=1", "dataset=csv",
+        "student.num_hidden_layers=1", "student.allow_same_size=true", "dataset=csv",
         f"dataset.path={data}", "dataset.source=en", "dataset.target=es", "dataset.max_length=32", "measure=null",
         "trainer.max_steps=2", "loss=forward_kl",
     ]  # fmt: skip
