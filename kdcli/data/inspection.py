@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import re
 import shlex
 from collections import Counter
@@ -19,13 +18,14 @@ from kdcli.data.delimited import looks_like_row
 from kdcli.data.readers import read_file, read_parallel, require_data_file
 from kdcli.data.reading import Reading
 from kdcli.data.sources import (
-    SPLIT_NAMES,
     SUFFIXES_OF_DATA,
+    are_splits,
     columns_of_folders,
     data_files,
     data_suffix,
     local_splits,
     parallel_files,
+    split_value,
 )
 from kdcli.data.streams import HEAD, DataFile
 from kdcli.errors import DataError, listed
@@ -139,16 +139,10 @@ def inspect(given: str, keys: Mapping[str, Any]) -> Inspection:
 
 def _splits(columns: Sequence[Column], keys: Mapping[str, Any]) -> dict[str, str]:
     """Return the key that names a column with the splits of the rows; empty: there is none."""
-    for column in columns:
-        values = {str(value).strip().lower() for value in column.values}
-        if (
-            "split" not in keys
-            and column.name.lower() in SPLIT_COLUMNS
-            and len(values) > 1
-            and values <= {*itertools.chain(*SPLIT_NAMES.values())}
-        ):
-            return {"split": column.name}
-    return {}
+    usual = (column for column in columns if column.name.lower() in SPLIT_COLUMNS)
+    named = (column.name for column in usual if are_splits({*map(split_value, column.values)}))
+    name = None if "split" in keys else next(named, None)
+    return {} if name is None else {"split": name}
 
 
 def _parallel(path: Path) -> dict[str, str] | None:

@@ -137,6 +137,17 @@ def split_name(name: str) -> str | None:
     return next((split for split, names in SPLIT_NAMES.items() if set(names) & set(words)), None)
 
 
+def split_value(value: Any) -> str:
+    """Return a value of a column of splits, as it is compared with the names of splits."""
+    return "" if value is None else str(value).strip().lower()
+
+
+def are_splits(values: Iterable[str]) -> bool:
+    """Return whether values of a column name the training split and another one."""
+    named = {split for split, names in SPLIT_NAMES.items() if not {*names}.isdisjoint(values)}
+    return "train" in named and len(named) > 1
+
+
 def local_splits(cfg: DatasetConfig, given: str) -> dict[str, list[Path]]:
     """Return the files that a path means, by their splits; a file alone is of the training split.
 

@@ -17,6 +17,7 @@ from kdcli.data.readers import read_file, read_gettext, read_parallel
 from kdcli.data.reading import Reading
 from kdcli.data.sources import (
     SPLIT_NAMES,
+    are_splits,
     columns_of_folders,
     is_hub,
     is_local_repository,
@@ -25,6 +26,7 @@ from kdcli.data.sources import (
     parallel_files,
     parallel_splits,
     split_name,
+    split_value,
 )
 from kdcli.errors import DataError, listed, shown
 from kdcli.files import user_path
@@ -77,11 +79,11 @@ class SplitReader:
             DataError: the given column has no such names, or the files have no columns.
         """
         cfg = self.schema.cfg
-        if not all(part.split_of for part in parts):
+        if any(part.split_of is None for part in parts):
             if given:
                 raise DataError(
-                    f"dataset.split = {shown(given)}: {cfg.path} is read as {listed({each.format for each in self.readings} or ['a hub data set'])}, whose rows "
-                    "have no column of splits; leave it out"
+                    f"dataset.split = {shown(given)}: {cfg.path} has no columns, as csv, json, parquet and arrow files have, and so no column of splits; "
+                    "leave it out"
                 )
             return {}
         split_of = {
@@ -89,42 +91,41 @@ class SplitReader:
             for split, own in (("train", cfg.train), ("validation", cfg.validation), ("test", cfg.test))
             for name in ((own.lower(),) if given and own and own != split else SPLIT_NAMES[split])
         }
-        counts: Counter[str] = Counter(_split_value(value) for part in parts for value in part.split_of or ())
-        rows = dict.fromkeys(SPLIT_NAMES, 0)
-        for value, count in counts.items():
-            if value in split_of:
-                rows[split_of[value]] += count
-        if not rows["train"] or not rows["validation"] + rows["test"]:
+        rows: dict[str, list[list[tuple[Any, ...]]]] = {split: [[] for _ in parts] for split in SPLIT_NAMES}
+        others: Counter[str] = Counter()
+        values: Counter[str] = Counter()
+        for number, part in enumerate(parts):
+            for row, value in zip(part.rows, map(split_value, part.split_of or ()), strict=True):
+                values[value] += 1
+                if value in split_of:
+                    rows[split_of[value]][number].append(row)
+                else:
+                    others[value] += 1
+        if not are_splits(split_of[value] for value in values if value in split_of):
             if not given:
                 return {}
             raise DataError(
-                f"dataset.split = {shown(given)}: expected names of splits in this column (train, validation, test), got {listed(counts)}; name those that are "
+                f"dataset.split = {shown(given)}: expected names of splits in this column (train, validation, test), got {listed(values)}; name those that are "
                 "meant with dataset.train=, dataset.validation= and dataset.test=, or leave it out"
             )
         column = self.schema.split_column
+        sizes = {split: sum(map(len, own)) for split, own in rows.items()}
         logger.info(
             "%s: the column %r gives the splits (%s); dataset.split=none ignores it",
-            cfg.path, column, ", ".join(f"{split} {count:,}" for split, count in rows.items() if count),
+            cfg.path, column, ", ".join(f"{split} {count:,}" for split, count in sizes.items() if count),
         )  # fmt: skip
-        if others := counts.keys() - split_of.keys():
+        if others:
             logger.warning(
                 "%s: %d rows of no split are not read (their %r is %s)",
-                cfg.path, sum(counts[value] for value in others), column, listed(map(shown, sorted(others))),
+                cfg.path, others.total(), column, listed(map(shown, sorted(others))),
             )  # fmt: skip
+            parts[0].dropped["in no split"] += others.total()
         return {
             split: [
-                replace(
-                    part,
-                    rows=[
-                        row
-                        for row, value in zip(part.rows, part.split_of or (), strict=True)
-                        if split_of.get(_split_value(value)) == split
-                    ],
-                    dropped=part.dropped if split == "train" else Counter(),
-                )
-                for part in parts
+                replace(part, rows=own, dropped=part.dropped if split == "train" else Counter())
+                for part, own in zip(parts, rows[split], strict=True)
             ]
-            for split, count in rows.items()
+            for split, count in sizes.items()
             if count
         }
 
@@ -230,11 +231,6 @@ class SplitReader:
             logger.log(
                 logging.WARNING if likely else logging.INFO, "read %s as %s%s", files, description, forced
             )
-
-
-def _split_value(value: Any) -> str:
-    """Return a value of the column of splits, as it is compared with the names of splits."""
-    return "" if value is None else str(value).strip().lower()
 
 
 def _has_gold(part: RawSplit) -> bool:

@@ -166,9 +166,8 @@ def _standard_error(values: np.ndarray) -> float:
 
 def _t(share: float, freedom: float) -> float:
     """Return the quantile of Student's t distribution."""
-    from scipy.special import (
-        stdtrit,
-    )  # its import takes 0.3 s, and a comparison of classifiers does not need it
+    # scipy takes 0.3 s to import, and a comparison of classifiers does not need it
+    from scipy.special import stdtrit
 
     return float(stdtrit(freedom, share))
 

@@ -88,8 +88,8 @@ def _write(path: Path, folder: Path) -> None:
     loaded: Any  # the model and its loading report
     with (
         tempfile.TemporaryDirectory() as link_folder,
-        contextlib.redirect_stderr(io.StringIO()),
         _reading_once(),
+        contextlib.redirect_stderr(io.StringIO()),
     ):  # a progress bar
         (Path(link_folder) / "model.gguf").symlink_to(
             path

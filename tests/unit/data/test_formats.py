@@ -537,6 +537,7 @@ def test_rows_stay_in_the_split_that_a_column_gives(
         data = read(path)
     assert {split: set(data[split]["text"][:]) for split in SPLITS} == expected
     require_words(caplog.text, "'split'", "train 40", "10 rows of no split", "unsup", "dataset.split=none")
+    assert data.dropped["in no split"] == 10
     ignored = read(path, split="none")
     assert texts(ignored) == dict(ROWS)
     other = tmp_path / "other.csv"
@@ -574,7 +575,7 @@ def test_a_word_a_row_with_a_column_of_splits(tmp_path: Path) -> None:
             "a.txt",
             "__label__good a film\n__label__bad a film\n",
             "split",
-            ("fasttext", "no column of splits"),
+            ("dataset.split", "no column of splits"),
         ),
     ],
 )
