@@ -125,7 +125,7 @@ def _dataset(inspection: Inspection) -> Iterator[str]:
     notes = {
         "path": str(inspection.reading),
         "bad_rows": "rows that cannot be read are dropped and counted",
-        "split": "the column with the split of each row; none: rows are split by a hash",
+        "split": "the column with the split of each row; with none, rows are split by a hash",
     }
     if inspection.labels:
         notes["label"] = notes["tags"] = f"labels: {_labels(inspection.labels)}"

@@ -108,9 +108,9 @@ class Dataset(Section):
     test: Location | None = None
     """The test split, named as by `validation`; null likewise."""
     split: str | None = None
-    """csv, json, parquet, arrow: the column that names the split of each row (train, validation or dev, test …), or the values that `train`,
-    `validation` and `test` name. null: one that is called so (split, set, subset, partition, fold …), if its values are names of splits; none: rows
-    are split by a hash of the text."""
+    """csv, json, parquet, arrow: the column with the split of each row: train, validation (or dev) and test, or the values that `train`, `validation` and
+    `test` name. null: a column that has a usual name (split, set, subset, partition, fold …) and names of splits; none: no column, and rows are
+    split by a hash of the text."""
     validation_size: SplitSize = 0.1
     """The number of rows that are split off for it, or below 1 their share. With a share, rows that are added to the data move no other row to
     another split; a number of rows is exact."""

@@ -365,7 +365,7 @@ def _indices(schema: RowSchema, name: str, header: list[str]) -> list[int]:
         DataError: one is missing.
     """
     try:
-        return [header.index(column) for (column,) in schema.paths(header, name)]
+        return [header.index(column) for (column,) in schema.value_paths(header, name)]
     except DataError as error:
         if len(header) == 1 and set(schema.columns) <= set(header[0].split()):
             raise DataError(

@@ -19,13 +19,13 @@ from kdcli.data.readers import read_file, read_parallel, require_data_file
 from kdcli.data.reading import Reading
 from kdcli.data.sources import (
     SUFFIXES_OF_DATA,
-    are_splits,
     columns_of_folders,
     data_files,
     data_suffix,
     local_splits,
+    names_splits,
+    normalized_split,
     parallel_files,
-    split_value,
 )
 from kdcli.data.streams import HEAD, DataFile
 from kdcli.errors import DataError, listed
@@ -133,14 +133,14 @@ def inspect(given: str, keys: Mapping[str, Any]) -> Inspection:
     columns, reading, named = _read_columns(path, given, keys)
     if reading is None:
         return _verified(path, base | {"format": "txt", "label": None}, [], None)
-    chosen = {**_chosen(given, columns, keys), **_splits(columns, keys)}
+    chosen = {**_chosen(given, columns, keys), **_split_key(columns, keys)}
     return _verified(path, {**base, **named, **chosen}, [column.name for column in columns], reading)
 
 
-def _splits(columns: Sequence[Column], keys: Mapping[str, Any]) -> dict[str, str]:
+def _split_key(columns: Sequence[Column], keys: Mapping[str, Any]) -> dict[str, str]:
     """Return the key that names a column with the splits of the rows; empty: there is none."""
     usual = (column for column in columns if column.name.lower() in SPLIT_COLUMNS)
-    named = (column.name for column in usual if are_splits({*map(split_value, column.values)}))
+    named = (column.name for column in usual if names_splits({*map(normalized_split, column.values)}))
     name = None if "split" in keys else next(named, None)
     return {} if name is None else {"split": name}
 
@@ -223,7 +223,7 @@ def _read_columns(
     named: dict[str, Any] = {}
     body = [[row.get(name) for name in names] for row in rows[:1000]]
     is_named = bool({str(value) for value in keys.values()} & {*names})
-    is_header = reading.format == "csv" or (reading.format == "json" and _is_array(path, of=b"["))
+    is_header = reading.format == "csv" or (reading.format == "json" and _is_array(path, first=b"["))
     if is_header and "columns" not in keys and not is_named and looks_like_row(names, body):
         named["columns"] = [f"column{number}" for number in range(1, len(names) + 1)]
         rows = [
@@ -236,15 +236,15 @@ def _read_columns(
     return columns, reading, named
 
 
-def _is_array(path: Path, of: bytes = b"") -> bool:
+def _is_array(path: Path, first: bytes = b"") -> bool:
     """Return whether a document of JSON is an array, whose items are the rows.
 
     Args:
-        of: how its first item begins.
+        first: the beginning of its first item.
     """
     blank = b"\xef\xbb\xbf \t\r\n"
     head = DataFile.of(path).head().lstrip(blank)
-    return head.startswith(b"[") and head[1:].lstrip(blank).startswith(of)
+    return head.startswith(b"[") and head[1:].lstrip(blank).startswith(first)
 
 
 def _leaves(columns: Sequence[Column]) -> list[Column]:

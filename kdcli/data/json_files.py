@@ -39,7 +39,7 @@ def read(
     keys: list[str] = []
     paths: list[list[str]] = []
     split: list[str] | None = None
-    """The column of splits, which the first row decides."""
+    """The path to the column of splits, which is found in the first row; empty: there is none."""
     for where, row in rows:
         if not isinstance(row, dict):
             remedy = "write one object a line"
@@ -49,12 +49,13 @@ def read(
                 )
             bad.add(f"{where}: expected an object, got {type(row).__name__}; {remedy}")
             continue
-        row = {**dict.fromkeys(split), **row} if split else row
+        if split and split[0] not in row:
+            row = {split[0]: None, **row}
         try:
             if list(row) != keys:  # most rows have the keys of the row before
                 keys = []
                 if split is None:
-                    paths = schema.paths(list(row), where, nested=True)
+                    paths = schema.value_paths(list(row), where, nested=True)
                     split = [schema.split_column] if schema.split_column is not None else []
                 else:
                     own = schema.column_paths(list(row), where, nested=True)

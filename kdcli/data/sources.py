@@ -137,12 +137,12 @@ def split_name(name: str) -> str | None:
     return next((split for split, names in SPLIT_NAMES.items() if set(names) & set(words)), None)
 
 
-def split_value(value: Any) -> str:
-    """Return a value of a column of splits, as it is compared with the names of splits."""
+def normalized_split(value: Any) -> str:
+    """Return a value of a column of splits in the form in which it is compared with the names of splits."""
     return "" if value is None else str(value).strip().lower()
 
 
-def are_splits(values: Iterable[str]) -> bool:
+def names_splits(values: Iterable[str]) -> bool:
     """Return whether values of a column name the training split and another one."""
     named = {split for split, names in SPLIT_NAMES.items() if not {*names}.isdisjoint(values)}
     return "train" in named and len(named) > 1
@@ -282,21 +282,21 @@ def _require_no_standoff(path: Path, files: Iterable[Path]) -> None:
 def _by_split(path: Path, files: list[Path]) -> dict[str, list[Path]]:
     """Return files below a folder by the splits that their names, or those of the folders around them, mean; all of train if none is of train.
 
-    Beside files that are named so, those of no split are left out, as by datasets: a competition's sample_submission.csv is one.
+    If files are of train by their names, files of no split are not read (such as the sample_submission.csv of a competition); `datasets` does the same.
     """
     splits: dict[str, list[Path]] = {}
-    of_none: list[Path] = []
+    unassigned: list[Path] = []
     for file in files:
         relative = file.relative_to(path)
         shard = _SHARD.match(relative.name)
         name = split_name(relative.name) or split_name(_plain_folders(relative)) or (shard and shard[1])
-        (splits.setdefault(name, []) if name else of_none).append(file)
+        (splits.setdefault(name, []) if name else unassigned).append(file)
     if "train" not in splits:
-        return splits | {"train": of_none} if of_none else {"train": files}
-    if of_none:
+        return splits | {"train": unassigned} if unassigned else {"train": files}
+    if unassigned:
         logger.warning(
-            "%s: %s is read for training; %s has no split in its name and is not read (dataset.path= and dataset.test= name files)",
-            path, listed(file.name for file in splits["train"]), listed(file.name for file in of_none),
+            "%s: files whose names contain no split are not read beside %s: %s; to read one, name it with dataset.path= or dataset.test=",
+            path, listed(file.name for file in splits["train"]), listed(file.name for file in unassigned),
         )  # fmt: skip
     return splits
 

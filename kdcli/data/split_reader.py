@@ -17,16 +17,16 @@ from kdcli.data.readers import read_file, read_gettext, read_parallel
 from kdcli.data.reading import Reading
 from kdcli.data.sources import (
     SPLIT_NAMES,
-    are_splits,
     columns_of_folders,
     is_hub,
     is_local_repository,
     is_parallel,
     local_splits,
+    names_splits,
+    normalized_split,
     parallel_files,
     parallel_splits,
     split_name,
-    split_value,
 )
 from kdcli.errors import DataError, listed, shown
 from kdcli.files import user_path
@@ -70,7 +70,7 @@ class SplitReader:
         return sources
 
     def _by_column(self, parts: list[RawSplit], given: str | None) -> RawSplits:
-        """Return the rows by the splits that a column of theirs names; empty: none does.
+        """Return the rows by the splits that a column assigns them to; empty: there is no such column.
 
         Args:
             given: the column that the config names.
@@ -82,8 +82,7 @@ class SplitReader:
         if any(part.split_of is None for part in parts):
             if given:
                 raise DataError(
-                    f"dataset.split = {shown(given)}: {cfg.path} has no columns, as csv, json, parquet and arrow files have, and so no column of splits; "
-                    "leave it out"
+                    f"dataset.split = {shown(given)}: {cfg.path} is no csv, json, parquet or arrow file, so it has no column of splits; leave the key out"
                 )
             return {}
         split_of = {
@@ -95,13 +94,13 @@ class SplitReader:
         others: Counter[str] = Counter()
         values: Counter[str] = Counter()
         for number, part in enumerate(parts):
-            for row, value in zip(part.rows, map(split_value, part.split_of or ()), strict=True):
+            for row, value in zip(part.rows, map(normalized_split, part.split_of or ()), strict=True):
                 values[value] += 1
                 if value in split_of:
                     rows[split_of[value]][number].append(row)
                 else:
                     others[value] += 1
-        if not are_splits(split_of[value] for value in values if value in split_of):
+        if not names_splits(split_of[value] for value in values if value in split_of):
             if not given:
                 return {}
             raise DataError(
@@ -111,18 +110,20 @@ class SplitReader:
         column = self.schema.split_column
         sizes = {split: sum(map(len, own)) for split, own in rows.items()}
         logger.info(
-            "%s: the column %r gives the splits (%s); dataset.split=none ignores it",
+            "%s: the column %r assigns the rows to splits (%s); dataset.split=none ignores it",
             cfg.path, column, ", ".join(f"{split} {count:,}" for split, count in sizes.items() if count),
         )  # fmt: skip
         if others:
             logger.warning(
-                "%s: %d rows of no split are not read (their %r is %s)",
+                "%s: %d rows dropped, because their %r names no split (%s)",
                 cfg.path, others.total(), column, listed(map(shown, sorted(others))),
             )  # fmt: skip
             parts[0].dropped["in no split"] += others.total()
         return {
             split: [
-                replace(part, rows=own, dropped=part.dropped if split == "train" else Counter())
+                replace(
+                    part, rows=own, split_of=None, dropped=part.dropped if split == "train" else Counter()
+                )
                 for part, own in zip(parts, rows[split], strict=True)
             ]
             for split, count in sizes.items()

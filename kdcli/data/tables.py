@@ -75,7 +75,7 @@ def read(schema: RowSchema, path: Path, format_name: str, bad: BadRows) -> Itera
     try:
         with contextlib.ExitStack() as stack:
             source = Table(path, format_name, stack)
-            paths = schema.paths(source.schema.names, path.name, nested=True)
+            paths = schema.value_paths(source.schema.names, path.name, nested=True)
             names = list({each[0]: None for each in paths})
             labels = declared_names(source.schema, paths[-1])
             size, first = 0, 1

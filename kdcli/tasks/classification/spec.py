@@ -49,7 +49,7 @@ class ClassificationSpec(TaskSpec):
         """Yield a column of texts with one of labels: the one that is given or is called so, or else each that looks like labels."""
         from kdcli.tasks.columns import LIKELY, NAMED, Fit
 
-        columns = [column.names for column in columns]
+        columns = [column.with_label_names for column in columns]
         labels = [column for column in columns if column.name == given.get("label")]
         named = [column for name in LABELS for column in columns if column.name.lower() == name]
         short = [

