@@ -121,10 +121,12 @@ class Head:
 
     def first(self, classes: int) -> Head:
         """Return the head for at most the first `classes` classes."""
-        if classes >= len(self.weight):
-            return self
-        bias = None if self.bias is None else self.bias[:classes]
-        return replace(self, weight=self.weight[:classes], bias=bias)
+        return self if classes >= len(self.weight) else self.part(slice(classes))
+
+    def part(self, classes: slice) -> Head:
+        """Return the head for some of the classes."""
+        bias = None if self.bias is None else self.bias[classes]
+        return replace(self, weight=self.weight[classes], bias=bias)
 
     def to(self, where: torch.device) -> Head:
         """Return the same head on another device."""
@@ -266,8 +268,10 @@ CHUNK = 2**24
 """The number of logits that are in memory at once on a CPU: 64 MB in fp32."""
 GPU_FACTOR = 4
 """How many times as many on a GPU, where the product of a few hundred rows with a vocabulary of 150,000 tokens takes hardly longer than that of a hundred."""
+SLICE = 2**13
+"""The number of classes of which the top k are selected at once on a CPU. The math library copies the slice of the head for each product."""
 FINE = 2**21
-"""The number of logits that are normalised at once where memory is scarce."""
+"""The number of their logits that are in memory at once on a CPU: 8 MB in fp32."""
 FLOOR = -25.0
 """The logarithm of a mass of zero, so that 0 · log 0 is 0."""
 AnySignal = Signal | HiddenSignal | TopKSignal
@@ -282,26 +286,52 @@ def chunks(positions: int, classes: int) -> Iterator[slice]:
 
 
 def top_k(signal: Signal | HiddenSignal, k: int, temperature: float) -> TopKSignal:
-    """Return the k most likely classes of each position and the mass of the rest, from a few hundred rows of logits at a time, of which a few are
-    normalised at once."""
+    """Return the k most likely classes of each position and the mass of the rest. The logits of a few hundred positions in a slice of the classes are in
+    memory at once, so that it does not grow with the vocabulary."""
     k = min(k, signal.classes)
-    size = max(16, FINE // signal.classes)
-    parts = []
-    for at in chunks(len(signal), signal.classes):
-        logits = signal.rows(at).logits.float()
-        for start in range(0, max(1, len(logits)), size):
-            parts.append(_top_of(logits[start : start + size], k, temperature))
-        del logits  # before the next ones are computed
+    size = FINE // SLICE * (GPU_FACTOR if has_gpu() else 1)
+    starts = range(0, max(1, len(signal)), size)
+    parts = [_top_of(signal.at(slice(start, start + size)), k, temperature) for start in starts]
     indices, log_p, log_rest = (torch.cat(column) for column in zip(*parts, strict=True))
     return TopKSignal(indices, log_p, log_rest, temperature, signal.classes)
 
 
-def _top_of(logits: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    log_p = logits.log_softmax(-1)
-    top, indices = log_p.topk(k, dim=-1)
-    rest = log_p.mul_(1 / temperature).scatter_(-1, indices, -torch.inf)
-    total = torch.logaddexp(rest.logsumexp(-1), (top / temperature).logsumexp(-1))
-    return indices, top, (rest.logsumexp(-1) - total).clamp(min=FLOOR)
+def _top_of(signal: Signal | HiddenSignal, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the indices of the k most likely classes, their log-probabilities at temperature 1, (n, k), and the logarithm of the mass of all others at the
+    temperature, (n,). The mass is summed up as classes are dropped: as the difference of two sums it would be lost where it is small."""
+
+    def drop(logits: Tensor, selected: Tensor) -> Tensor:
+        """Return the logarithm of the mass of all but the selected ones, (n,). The logits are overwritten."""
+        return logits.div_(temperature).scatter_(-1, selected, -torch.inf).logsumexp(-1)
+
+    slices = _logits_by_classes(signal)
+    _, logits = next(slices)
+    totals = [logits.logsumexp(-1)]
+    top, indices = logits.topk(min(k, logits.shape[-1]), dim=-1)
+    rests = [drop(logits, indices)]
+    for first, logits in slices:
+        totals.append(logits.logsumexp(-1))
+        more, more_indices = logits.topk(min(k, logits.shape[-1]), dim=-1)
+        rests.append(drop(logits, more_indices))
+        candidates = torch.cat([top, more], -1)
+        top, selected = candidates.topk(min(k, candidates.shape[-1]), dim=-1)
+        indices = torch.cat([indices, more_indices + first], -1).gather(-1, selected)
+        rests.append(drop(candidates, selected))
+    log_p = top - torch.stack(totals, -1).logsumexp(-1, keepdim=True)
+    rest = torch.stack(rests, -1).logsumexp(-1)
+    mass = torch.stack([rest, (top / temperature).logsumexp(-1)], -1).logsumexp(-1)
+    return indices, log_p, (rest - mass).clamp(min=FLOOR)
+
+
+def _logits_by_classes(signal: Signal | HiddenSignal) -> Iterator[tuple[int, Tensor]]:
+    """Yield the fp32 logits of a slice of the classes at a time, in memory of their own, with the first of these classes."""
+    size = SLICE * (GPU_FACTOR if has_gpu() else 1)
+    for first in range(0, signal.classes, size):
+        part = slice(first, first + size)
+        if isinstance(signal, Signal):
+            yield first, signal.logits[:, part].float().clone()
+        else:
+            yield first, signal.head.part(part)(signal.hidden)
 
 
 def concatenate(signals: Sequence[AnySignal]) -> AnySignal:

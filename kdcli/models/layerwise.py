@@ -22,7 +22,7 @@ from kdcli.memory import trim
 from kdcli.models.checkpoint import Checkpoint, load_config
 from kdcli.models.dtypes import TORCH
 from kdcli.models.weights import StoredTensor, stored_tensors
-from kdcli.signals import CHUNK, FINE, HiddenSignal, Signal
+from kdcli.signals import FINE, SLICE, HiddenSignal, Signal
 from kdcli.tasks.base import Task
 
 Part = int | Literal["embedding", "head", "rest"]
@@ -255,10 +255,9 @@ class Layerwise:
         checked = self.nbytes(self.encoder_layers) if self.encoder_layers else 0  # both stacks at once
         head = 0
         if self.task.vocabulary and self.head is not None:
-            classes = self._classes
-            head = self.nbytes("head") + 4 * (
-                min(CHUNK, rows * length * classes) + 3 * max(FINE, 16 * classes)
-            )
+            classes, head = self._classes, self.nbytes("head")
+            copied = int(min(1.0, SLICE / classes) * head)  # by the math library
+            head += copied + 3 * 4 * min(FINE, rows * length * classes)
         return {
             "the embeddings": rest + self.nbytes(max(0, self.encoder_layers - 1)) + embedding + 3 * block,
             "a layer": rest + largest + checked + self.work_bytes(rows, length),

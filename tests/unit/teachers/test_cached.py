@@ -436,8 +436,8 @@ def test_chunks_of_the_store_are_the_whole(tmp_path: Path, monkeypatch: pytest.M
 def test_the_top_k_of_a_few_positions_at_a_time_has_the_same_bits(
     classes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stored outputs would depend on how much memory there is for the head."""
-    signal = speech(classes, positions=70)(3)
+    """What is stored of a position would depend on the positions beside it, beyond what the product with the head does."""
+    signal = speech(classes, positions=70)(3).rows(slice(0, 70))
     whole = top_k(signal, 8, 2.0)
-    monkeypatch.setattr(signals, "FINE", 1)
+    monkeypatch.setattr(signals, "FINE", 16 * signals.SLICE)
     assert same(top_k(signal, 8, 2.0), whole)
