@@ -34,8 +34,8 @@ def numbers_are_names(value: Any) -> Any:
 
 
 def one_is_a_list(value: Any) -> Any:
-    """Turn a string or an integer into a list of it, as in `dataset.outside=NONE`."""
-    return [value] if isinstance(value, str | int) and not isinstance(value, bool) else value
+    """Turn a string or an integer into a list of it, as in `dataset.outside=NONE`; also a boolean, which the list's names refuse with a remedy."""
+    return [value] if isinstance(value, str | int) else value
 
 
 def backslash_t_is_tab(value: Any) -> Any:

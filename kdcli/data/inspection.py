@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import logging
+import os
 import re
 import shlex
 from collections import Counter
@@ -16,7 +19,7 @@ from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.config.tasks import packaged_specs
 from kdcli.data.delimited import looks_like_row
 from kdcli.data.readers import read_file, read_parallel, require_data_file
-from kdcli.data.reading import Reading
+from kdcli.data.reading import Reading, decide
 from kdcli.data.sources import (
     SUFFIXES_OF_DATA,
     columns_of_folders,
@@ -28,7 +31,7 @@ from kdcli.data.sources import (
     parallel_files,
 )
 from kdcli.data.streams import HEAD, DataFile
-from kdcli.errors import DataError, listed
+from kdcli.errors import DataError, listed, shown
 from kdcli.files import user_path
 from kdcli.hub import data_path
 from kdcli.tasks import row_schema_of
@@ -103,7 +106,7 @@ class Inspection:
 
 
 def inspect(given: str, keys: Mapping[str, Any]) -> Inspection:
-    """Examine a file, or the first file of a folder's training split.
+    """Examine a file, or the files of the training split that a folder or a pattern means.
 
     Args:
         given: the path as it is written into a config.
@@ -115,26 +118,44 @@ def inspect(given: str, keys: Mapping[str, Any]) -> Inspection:
     """
     path = user_path(given)
     if (pair := _parallel(path)) is not None and not keys:
-        return _verified(path, {"path": str(path.with_suffix("")), "format": "parallel"} | pair, [], None)
-    data_path(given)
+        return _verified([path], {"path": str(path.with_suffix("")), "format": "parallel"} | pair, [], None)
     if path.is_dir() and (pair_file := _parallel_below(path)) is not None:
         return inspect(str(Path(given) / pair_file.name), keys)
-    if path.is_dir():
-        path = local_splits(_config({"path": given, **keys}), given)["train"][0]
-        if folders := columns_of_folders(given, path):
-            raise DataError(
-                f"{given}: the names of its folders give {listed(folders)}, and only one file is inspected; name the columns of a run: kdcli distill "
-                f"dataset=csv dataset.path={given} dataset.text=text dataset.label={next(iter(folders))}"
-            )
+    paths = _training_files(given, path, keys)
+    path = paths[0]
     require_data_file(path, given)
     base = {"path": given, **_of_name(given, path, keys), **keys}
     if base.get("format", "auto") not in TABLES:
-        return _verified(path, base, [], None)
+        return _verified(paths, base, [], None)
     columns, reading, named = _read_columns(path, given, keys)
     if reading is None:
-        return _verified(path, base | {"format": "txt", "label": None}, [], None)
+        return _verified(paths, base | {"format": "txt", "label": None}, [], None)
     chosen = {**_chosen(given, columns, keys), **_split_key(columns, keys)}
-    return _verified(path, {**base, **named, **chosen}, [column.name for column in columns], reading)
+    return _verified(paths, {**base, **named, **chosen}, [column.name for column in columns], reading)
+
+
+def _training_files(given: str, path: Path, keys: Mapping[str, Any]) -> list[Path]:
+    """Return the files of the training split: one, or those of a folder or of a pattern.
+
+    Raises:
+        DataError: there is none, or the names of folders give columns.
+    """
+    is_pattern = glob.has_magic(given) and not os.path.lexists(path)
+    if not is_pattern:
+        path = data_path(given)
+        if not path.is_dir():
+            return [path]
+    files = local_splits(_config({"path": given, **keys}), given).get("train")
+    if not files:
+        raise DataError(
+            f"{given} has no files of a training split; name the file, or give the files of train as a pattern: kdcli init 'FOLDER/*.csv'"
+        )
+    if folders := columns_of_folders(given, files[0]):
+        raise DataError(
+            f"{given}: the names of its folders give {listed(folders)}, and columns in names of folders are not inspected; name the columns of a run: kdcli "
+            f"distill dataset=csv dataset.path={given} dataset.text=text dataset.label={next(iter(folders))}"
+        )
+    return files
 
 
 def _split_key(columns: Sequence[Column], keys: Mapping[str, Any]) -> dict[str, str]:
@@ -203,12 +224,22 @@ def _read_columns(
     reads = {key: value for key, value in keys.items() if key in READING}
     is_text = data_suffix(path.name) in ("", ".txt", ".text")
     reads = {"bad_rows": "error" if is_text else "drop", **reads}
+    schema = AllColumns(_config({"path": given, **reads}))
+
+    def without_header(names: Sequence[str]) -> tuple[list[Column], Reading | None, dict[str, Any]]:
+        named = {"columns": [f"column{number}" for number in range(1, len(names) + 1)]}
+        return *_read_columns(path, given, {**keys, **named})[:2], named
+
     try:
-        split, reading = read_file(AllColumns(_config({"path": given, **reads})), path, given, most=SAMPLE)
+        with _without_messages():
+            split, reading = read_file(schema, path, given, most=SAMPLE)
     except DataError:
-        if not is_text:
+        if is_text:
+            return [], None, {}
+        dialect = None if "columns" in keys else decide(schema, DataFile.of(path), ()).dialect
+        if dialect is None or not looks_like_row(dialect.names):
             raise
-        return [], None, {}
+        return without_header(dialect.names)
     rows = [values[0] for values in split.rows]
     names = list(dict.fromkeys(name for row in rows[:1000] for name in row))
     is_tabbed = reading.dialect is not None and reading.dialect.delimiter == "\t"
@@ -220,20 +251,26 @@ def _read_columns(
                 columns, inner, _ = _read_columns(path, given, {**keys, "field": name})
                 if name not in [column.name for column in columns]:
                     return columns, inner, {"field": name}
-    named: dict[str, Any] = {}
     body = [[row.get(name) for name in names] for row in rows[:1000]]
     is_named = bool({str(value) for value in keys.values()} & {*names})
     is_header = reading.format == "csv" or (reading.format == "json" and _is_array(path, first=b"["))
     if is_header and "columns" not in keys and not is_named and looks_like_row(names, body):
-        named["columns"] = [f"column{number}" for number in range(1, len(names) + 1)]
-        rows = [
-            dict(zip(named["columns"], values, strict=True))
-            for values in [names, *(row.values() for row in rows)]
-        ]
-        names = named["columns"]
+        return without_header(names)
     present = {name: [row[name] for row in rows if row.get(name) not in (None, "")] for name in names}
     columns = [Column(name, values, len(values) / len(rows)) for name, values in present.items()]
-    return columns, reading, named
+    return columns, reading, {}
+
+
+@contextlib.contextmanager
+def _without_messages() -> Iterator[None]:
+    """Hold back what reading a file says: the file is read again with the columns of its task, which says it."""
+    logger = logging.getLogger("kdcli.data")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _is_array(path: Path, first: bytes = b"") -> bool:
@@ -306,8 +343,18 @@ def _chosen(given: str, columns: Sequence[Column], keys: Mapping[str, Any]) -> M
     _require_no_flags(given, [fit.keys["label"] for _, fit in fits if "label" in fit.keys], columns)
     words = [shlex.join(f"dataset.{key}={value}" for key, value in fit.keys.items()) for _, fit in fits]
     ways = " or ".join(f"{name} ({own})" for (name, _), own in zip(fits, words, strict=True))
+    others = [
+        column
+        for column in columns
+        if column.name not in {name for _, fit in fits for name in fit.keys.values()}
+    ]
+    scores = "".join(
+        f"; the column {shown(each.name)} looks like scores, and kdcli trains no regression"
+        for each in others
+        if each.looks_like_scores
+    )
     raise DataError(
-        f"{given} fits {ways}; choose by a key, as in: kdcli init {shlex.quote(given)} {words[0]}"
+        f"{given} fits {ways}{scores}; choose by a key, as in: kdcli init {shlex.quote(given)} {words[0]}"
     )
 
 
@@ -341,23 +388,24 @@ def _config(tree: dict[str, Any]) -> DatasetConfig:
 
 
 def _verified(
-    path: Path, keys: Mapping[str, Any], columns: Sequence[str], reading: Reading | None
+    paths: Sequence[Path], keys: Mapping[str, Any], columns: Sequence[str], reading: Reading | None
 ) -> Inspection:
-    """Return the file, read by the task's own row schema.
+    """Return what the files hold, read by the task's own row schema.
 
     Raises:
-        DataError: it holds nothing that the task can learn.
+        DataError: they hold nothing that the task can learn.
     """
     given, problem = str(keys["path"]), ""
     try:
-        schema, split, reading = _read(path, keys)
+        schema, splits, reading = _read(paths, keys)
     except DataError as error:
         if "bad_rows=drop" not in error.message or "bad_rows" in keys:
             raise
         problem, keys = error.message, {**keys, "bad_rows": "drop"}
-        schema, split, reading = _read(path, keys)
-    schema.declare({"train": [split]})
-    rows = [row for row in (schema.row(values, given) for values in split.rows) if row is not None]
+        schema, splits, reading = _read(paths, keys)
+    schema.declare({"train": splits})
+    read = [values for split in splits for values in split.rows]
+    rows = [row for row in (schema.row(values, given) for values in read) if row is not None]
     if not rows:
         raise DataError(f"{given} has no rows with a text; give another file")
     labels: dict[str, int] = {}
@@ -367,20 +415,27 @@ def _verified(
     unread = [column for column in columns if column not in {*schema.columns_read, keys.get("split")}]
     lengths = sorted(sum(map(len, _texts(row))) for row in rows)
     return Inspection(
-        schema.cfg.kind, keys, reading, unread, len(split.rows), len(split.rows) < SAMPLE, labels,
+        schema.cfg.kind, keys, reading, unread, len(read), len(read) < SAMPLE, labels,
         lengths[int(0.95 * (len(lengths) - 1))], problem,
     )  # fmt: skip
 
 
-def _read(path: Path, keys: Mapping[str, Any]) -> tuple[RowSchema, RawSplit, Reading]:
-    """Return the first rows of a file with the schema that read them."""
+def _read(paths: Sequence[Path], keys: Mapping[str, Any]) -> tuple[RowSchema, list[RawSplit], Reading]:
+    """Return the first rows of files with the schema that read them, and how the first file is read."""
     given, cfg = str(keys["path"]), _config(dict(keys))
     schema = row_schema_of(cfg)
     if cfg.format == "parallel":
         split, readings = read_parallel(schema, *parallel_files(cfg, given))
-        return schema, split, readings[0]
-    split, reading = read_file(schema, path, given, most=SAMPLE)
-    return schema, split, reading
+        return schema, [split], readings[0]
+    splits: list[RawSplit] = []
+    readings = []
+    for path in paths:
+        remaining = SAMPLE - sum(len(split.rows) for split in splits)
+        if remaining > 0:
+            split, reading = read_file(schema, path, given, most=remaining)
+            splits.append(split)
+            readings.append(reading)
+    return schema, splits, readings[0]
 
 
 def _texts(row: Row) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from kdcli.errors import DataError
 from kdcli.tasks.causal_lm.conversations import is_conversation
-from kdcli.tasks.labels import read_label
+from kdcli.tasks.labels import number_of, read_label
 from kdcli.tasks.notation import decode_notation
 from kdcli.tasks.token_classification.spans import holds_spans
 
@@ -18,6 +18,8 @@ MOST_CLASSES, SHARE = 200, 0.2
 """The maximum number of different values of a column that looks like labels, and their maximum share of the rows."""
 LONGEST_LABEL = 60
 """The maximum mean number of characters of a label."""
+MANY_SCORES = 10
+"""The number of different fractions from which on a column looks like scores."""
 LOOKED_AT = 100
 """The number of values from which the kind of a column is determined."""
 NAMED, LIKELY, POSSIBLE = 2, 1, 0
@@ -100,6 +102,14 @@ class Column:
         names = [label[0] if isinstance(label, tuple) else label for label in labels if label]
         is_single = all(isinstance(label, tuple) and len(label) <= 1 for label in labels)
         return replace(self, values=names) if is_single else self
+
+    @property
+    def looks_like_scores(self) -> bool:
+        """Whether the values are many different numbers, of which some are fractions."""
+        numbers = [number_of(str(value)) for value in self.values]
+        are_numbers = all(number is not None for number in numbers)
+        has_fractions = any(number != number.to_integral_value() for number in numbers if number is not None)
+        return self.distinct > MANY_SCORES and are_numbers and has_fractions
 
     @property
     def looks_like_labels(self) -> bool:

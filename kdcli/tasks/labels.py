@@ -110,7 +110,12 @@ def label_name(value: Any, where: str) -> str | None:
     if isinstance(value, Decimal):
         value = f"{value:f}"
     if not isinstance(value, str | int | float) or (isinstance(value, float) and abs(value) > MOST_EXACT):
-        inner = "; name the key that holds it, as in dataset.label=COLUMN.0.KEY" * isinstance(value, dict)
+        keys = (
+            [key for key, each in value.items() if isinstance(each, str | int)]
+            if isinstance(value, dict)
+            else []
+        )
+        inner = f"; name the key that holds it, as in dataset.label=COLUMN.0.{keys[0]}" if keys else ""
         raise DataError(f"{where}: the label is {shown(value)}; expected a name or an integer{inner}")
     if isinstance(value, float) and value.is_integer():
         value = int(value)

@@ -160,7 +160,10 @@ class RowSchema(ABC):
         """Describe the remedy for a missing column: name the columns, or those of another task that the source looks like."""
         if len(columns) == 1 and (sign := re.search("[;|,]" if " " in columns[0] else "[;|,:]", columns[0])):
             return f"if {sign[0]} stands between its columns, give 'dataset.delimiter=\"{sign[0]}\"'"
-        remedy = f"name them with {self.keys}" + " (COLUMN.KEY for a value in a mapping)" * nested
+        remedy = (
+            f"name them with {self.keys}"
+            + " (COLUMN.KEY for a value in a mapping, COLUMN.0 for one in a list)" * nested
+        )
         if talk := sorted({"messages", "conversations"} & {*columns} - {*self.columns}):
             remedy += f"; conversations are read with dataset.messages={talk[0]}"
         words, tags = ([name for name in columns if name in names] for names in (_WORDS, _TAGS))
@@ -322,12 +325,19 @@ def log_level(affected: int, rows: int) -> int:
 
 def require_text(value: Any, what: str, where: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{where}: {what} is {shown(value)}, not a string")
+        raise DataError(f"{where}: {what} is {shown(value)}, not a string{_inner_remedy(value)}")
     if not value.strip():
         raise DataError(f"{where}: {what} is empty; remove the row, or fill it")
     if not value.isascii() and _HALF.search(value):
         raise DataError(f"{where}: {what} {shown(value, 80)} holds half a character (a lone surrogate)")
     return value
+
+
+def _inner_remedy(value: Any) -> str:
+    """Return how to name the text that a mapping or a list holds; empty: it holds none."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    paths = [key for key, each in inner if isinstance(each, str) and each.strip()]
+    return f"; what it holds is named by COLUMN.{paths[0]} in place of COLUMN" if paths else ""
 
 
 def require_list(value: Any, what: str, where: str) -> list[Any]:

@@ -22,6 +22,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from safetensors.torch import load_file, save_file
 from support.commands import edit, naming, refusal, require_one_message, require_words
 from support.tiny import into_hub, sentences, write_csv
+from transformers import AutoTokenizer, FNetConfig, FNetForSequenceClassification
 from typer.testing import CliRunner
 
 from kdcli import rundir
@@ -477,7 +478,13 @@ def test_misspelt_label_of_the_test_file(
     ],
 )
 def test_labels_of_the_teacher(
-    small: list[str], here: Path, teacher: Path, tmp_path: Path, names: tuple[str, str], swap: bool
+    small: list[str],
+    here: Path,
+    teacher: Path,
+    tmp_path: Path,
+    names: tuple[str, str],
+    swap: bool,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Logits taken by place teach the opposite of what the teacher knows; the student is exactly as good as with it."""
     copy = Path(shutil.copytree(teacher, tmp_path / "teacher"))
@@ -501,6 +508,8 @@ def test_labels_of_the_teacher(
     assert one["confusion"] == other["confusion"]
     weights = [load_file(run / "student" / "model.safetensors") for run in runs]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    warned = any("dataset.labels=" in record.getMessage() for record in caplog.records)
+    assert warned == names[0].startswith("LABEL_")  # the order alone says which is which
 
 
 # ---- run directories ---------------------------------------------------------------------------------
@@ -517,6 +526,15 @@ def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_a_device_for_other_tasks(refused: Refused) -> None:
     """Hours of training for a device that nothing can be made for."""
     require_words(refused("hardware=laptop"), "hardware=laptop", "AutoModelForCausalLM")
+
+
+def test_a_device_that_cannot_write_the_student(refused: Refused, teacher: Path, tmp_path: Path) -> None:
+    """Hours of training, and then an exporter's message about an operator."""
+    config = FNetConfig(vocab_size=200, hidden_size=16, num_hidden_layers=1, intermediate_size=16)
+    FNetForSequenceClassification(config).save_pretrained(tmp_path / "fnet")
+    AutoTokenizer.from_pretrained(teacher).save_pretrained(tmp_path / "fnet")
+    message = refused("student=local", f"student.path={tmp_path / 'fnet'}", "hardware=cpu")
+    require_words(message, "hardware=cpu", "FNetForSequenceClassification")
 
 
 def test_directory_of_somebody_else(refused: Refused, here: Path, finished: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -64,4 +65,9 @@ def test_texts_that_are_cut_before_what_decides(
     options = [f"dataset.path={path}", "dataset.validation_size=0.2", "dataset.test_size=0.2", "measure=null"]
     message = refusal(capsys, "distill", [*small, *options, f"hydra.run.dir={tmp_path / 'run'}"])
     require_words(message, "dataset.max_length = 32", "47", "dataset.max_length=47")
-    require_words(caplog.text, "rows of train", "dataset.max_length")
+    train = re.search(r"(\d+) of (\d+) rows of train \(100%\)", caplog.text)
+    assert train is not None
+    assert train[1] == train[2]
+    warned = [record for record in caplog.records if "rows of train" in record.getMessage()]
+    assert [record.levelname for record in warned] == ["WARNING"]
+    require_words(warned[0].getMessage(), "47", "dataset.max_length")

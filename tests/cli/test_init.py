@@ -263,3 +263,55 @@ def test_keys_of_a_conversation_are_those_of_the_run(init: Init) -> None:
     assert refused.exit_code == 2
     require_words(refused.output, "dataset.chat=true")
     assert init("system.csv", *words, "dataset.chat=true").exit_code == 0
+
+
+@pytest.mark.parametrize("given", ["parts", "parts/*.csv"])
+def test_all_files_of_a_folder_are_counted(
+    given: str, init: Init, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A label that only the second file has is missing among those that the config lists."""
+    (folder := Path("parts")).mkdir()
+    for label in ("bad", "good"):
+        rows = "".join(f"{label} text number {number},{label}\n" for number in range(60))
+        (folder / f"{label}.csv").write_text(f"text,label\n{rows}", encoding="utf-8")
+    done = init(given)
+    assert done.exit_code == 0, done.output
+    require_words(done.output, "120 rows", "bad 60", "good 60")
+    assert yaml.safe_load(Path("kdcli.yaml").read_text())["dataset"]["path"] == given
+    assert launch("distill", ["kdcli.yaml"], check=CheckOptions(with_models=False)) == 0
+    assert "120" in capsys.readouterr().out
+
+
+def test_a_first_row_that_is_no_header_is_no_measure_of_the_others(
+    init: Init, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning that nearly all rows are dropped, from a reading that took the first one for the header."""
+    drawn = random.Random(1)
+    lines = [
+        f"the long text {number} of {sentence(drawn)}\tder lange Text {number}" for number in range(ROWS)
+    ]
+    Path("pairs.tsv").write_text(
+        "\n".join([lines[0], *(f"{line}\tCC-BY" for line in lines[1:])]), encoding="utf-8"
+    )
+    done = init("pairs.tsv", "dataset.source=column1", "dataset.target=column2")
+    assert done.exit_code == 0, done.output
+    require_words(done.output, f"{ROWS} rows", "seq2seq")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_column_of_scores_beside_two_texts_is_named(init: Init) -> None:
+    """Pairs of sentences with their similarity become a translator, without a word of what the scores are."""
+    drawn = random.Random(1)
+    rows = "".join(f"{sentence(drawn)},{sentence(drawn)},{number % 50 / 10}\n" for number in range(ROWS))
+    Path("sts.csv").write_text(f"a,b,score\n{rows}", encoding="utf-8")
+    done = init("sts.csv")
+    assert done.exit_code == 2
+    require_words(done.output, "'score'", "regression", "dataset.source=a")
+
+
+@pytest.mark.parametrize("given", ["nowhere.csv", "nowhere*.csv"])
+def test_a_file_that_is_not_there(given: str, init: Init) -> None:
+    """A pattern that is taken for the name of a file, whose message names keys that the user has not typed."""
+    done = init(given)
+    assert done.exit_code == 2
+    assert given in done.output

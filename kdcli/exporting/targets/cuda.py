@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,7 +105,9 @@ class Cuda(Target):
                 enable_truncation(files["bf16"], max_length)
         if "pt2" in files:
             with exporting(model, "by torch.export", out), quietly():
-                torch.export.save(_program(half, list(inputs[0]), max_length), files["pt2"])
+                archive = io.BytesIO()  # torch's own writer of files aborts the process if the disk is full
+                torch.export.save(_program(half, list(inputs[0]), max_length), archive)
+                files["pt2"].write_bytes(archive.getbuffer())
             copy_tokenizer(student, out, max_length)
         return files
 

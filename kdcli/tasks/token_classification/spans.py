@@ -61,7 +61,8 @@ def holds_spans(tags: Any) -> bool:
 def looks_like_span(value: Any) -> bool:
     """Return whether a value is a span of characters, or holds some, as labelling tools write them."""
     if isinstance(value, dict):
-        return _first(value, START) is not None or bool(value.keys() & {"points", *LISTS})
+        inner = (value[key] for key in ("points", *LISTS) if key in value)
+        return _first(value, START) is not None or any(isinstance(each, list | dict) for each in inner)
     return _has_places(value)
 
 

@@ -205,6 +205,8 @@ def test_labels_that_cannot_be_right_are_refused(tmp_path: Path) -> None:
         read(path, labels=["bad", "good", "bad"])
     with pytest.raises(ValidationError, match=naming("""'"False"'""", "quotes")):
         read(path, labels=[False, "good"])
+    with pytest.raises(ValidationError, match=naming("no_label.0", """'"False"'""", "quotes")):
+        read(path, no_label=False)
     message = refused(path, labels=["bad", "goood"])
     require_words(message, "row", "label 'good'", "bad, goood", "mean goood?", "dataset.labels")
 

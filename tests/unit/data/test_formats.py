@@ -155,6 +155,21 @@ def repository(folder: Path) -> Path:
     return folder / "hub"
 
 
+def repository_of_splits(folder: Path) -> Path:
+    whole, names = labelled(folder), ("train", "validation", "test")
+    for name, rows_of in zip(names, (range(40), range(40, 50), range(50, 60)), strict=True):
+        whole.select(rows_of).to_parquet(folder / "hub" / "data" / f"{name}-00000-of-00001.parquet")
+    files = "".join(f"  - split: {name}\n    path: data/{name}-*\n" for name in names)
+    (folder / "hub" / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n"
+    )
+    return folder / "hub"
+
+
+def folder_of_splits(folder: Path) -> Path:
+    return files(train_csv=part(0, 40), dev_csv=part(40, 50), test_csv=part(50, 60))(folder)
+
+
 def feather(folder: Path) -> Path:
     pyarrow.feather.write_feather(pyarrow.Table.from_pandas(FRAME), folder / "a.feather")
     return folder / "a.feather"
@@ -301,6 +316,7 @@ READ: dict[str, tuple[Write, dict[str, Any]]] = {
     "save_to_disk, a data set with splits": (saved_splits, {}),
     "a repository of the hub on disk": (repository, {}),
     "a folder that dataset=hub names": (repository, {"format": "hub"}),
+    "a byte order mark and a first line sep=;": (file("a.csv", "\ufeffsep=;\n" + rows("{text};{label}\n", "text;label\n")), {}),
     "gzip": (file("a.csv.gz", gzip.compress(PLAIN.encode())), {}),
     "bzip2": (file("a.jsonl.bz2", bz2.compress(LINES.encode())), {}),
     "xz": (file("a.csv.xz", lzma.compress(PLAIN.encode())), {}),
@@ -484,6 +500,15 @@ def test_files_that_are_read(tmp_path: Path, name: str) -> None:
     data = read(write(tmp_path / "in"), **keys)
     assert texts(data) == dict(ROWS)
     assert data.labels == ["bad", "good"]
+
+
+@pytest.mark.parametrize("write", [saved_splits, repository_of_splits, folder_of_splits])
+def test_the_splits_of_a_folder_are_kept(tmp_path: Path, write: Write) -> None:
+    """Rows that their author kept for the test are trained on."""
+    data = read(write(tmp_path))
+    parts = {"train": ROWS[:40], "validation": ROWS[40:50], "test": ROWS[50:]}
+    for split, own in parts.items():
+        assert {*data[split]["text"]} == {text for text, _ in own}, split
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -199,7 +199,7 @@ def test_pairs_that_are_refused(tmp_path: Path, row: dict[str, Any], words: tupl
         ({"t": "x = y"}, ("t.en", "t.de"), ("line 61", "a mapping", "'en'", "'x = y'")),
         ({"t": {"en": "x", "de": "y"}}, ("u.en", "u.de"), ("line 1", "no column 'u.en'", "columns: t)", "dataset.source=")),
         ({"t": {"en": "x", "de": None}}, ("t.en", "t.de"), ("row 61", "the target", "None", "string")),
-        ({"t": {"en": "x", "de": "y"}}, ("t", "t.de"), ("row 1", "the source", "{'en'")),
+        ({"t": {"en": "x", "de": "y"}}, ("t", "t.de"), ("row 1", "the source", "{'en'", "COLUMN.en")),
     ],
     ids=["no such key", "no mapping", "no such column", "null", "whole mapping"],
 )  # fmt: skip
@@ -230,6 +230,11 @@ def test_files_without_a_header(tmp_path: Path) -> None:
     require_words(refused(path, **named), "a.tsv", "line 61:", "1 fields", "dataset.columns", "3")
     path.write_text(whole + "a whole one\tdie ganze\n")
     assert ("a whole one", "die ganze") in pairs(read(path, **named))
+    first, *others = whole.splitlines(keepends=True)
+    path.write_text(
+        "".join([first.replace("\tGenesis 1", ""), *others])
+    )  # fields that most rows have, and the first one has not
+    assert pairs(read(path, columns=["en", "de"])) == set(PAIRS)
     path.write_text("en\tde\tverse\n" + whole)
     require_words(refused(path, **named), "a.tsv", "line 1", "header", "remove dataset.columns")
     labelled = tmp_path / "b.csv"

@@ -217,6 +217,7 @@ REFUSED = {
     "percentages": Refused([f"{number}%" for number in range(60)], ("a score", "60 different values", "regression")),
     "several choices of Label Studio": Refused(['{"choices": ["good", "film"]}', "bad"], ("a list", "['good', 'film']", "multi-label")),
     "a prediction": Refused([{"label": "good", "score": 0.9}], ("row 1", "{'label': 'good', 'score': 0.9}"), "dataset.label=COLUMN.KEY", "jsonl", accepted=None),
+    "a list of mappings with a name of lists of spans": Refused([[{"result": "good"}], [{"result": "bad"}]], ("row 1", "{'result': 'good'}"), "dataset.label=COLUMN.0.result", "jsonl", accepted={"label": "label.0.result"}),
     "a mapping of scores": Refused([{"good": 0.4, "bad": 0.6}], ("row 1", "{'good': 0.4, 'bad': 0.6}", "scores"), "dataset.duplicates=soft", "jsonl", accepted=None),
     "a mapping of scores, as text": Refused(["{'good': 3, 'bad': 2}"], ("row 1", "{'good': 3, 'bad': 2}", "scores"), "dataset.duplicates=soft", accepted=None),
     "no labels at all": Refused([None], ("120 rows", "train", "gold label"), "dataset.unlabelled=", "jsonl", accepted=None),
