@@ -338,6 +338,8 @@ def _keys_of(item: Any, tree: Any) -> tuple[str, ...]:
 def _expected(item: Any) -> str:
     """Return what a value must be."""
     message = item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    message = re.sub(r"^(?:String|List|Tuple|Dictionary|Set) should have", "expected", message)
+    message = message.replace(" after validation, not ", ", not ")
     message = re.sub(r"valid dictionary( or instance of \w+)?", "mapping of keys to values", message)
     message = message.replace("'str' instances are not allowed as a Sequence value", "expected a list")
     return message.replace("an instance of Sequence", "a list").replace("a valid tuple", "a list")

@@ -143,8 +143,8 @@ class Dataset(Section):
     """Prompt and completion are a turn of the user and of the assistant, rendered by the chat template of the model."""
     context: list[Literal["tools", "system", "history", "input"]] | None = None
     """causal_lm: the further columns that belong to a conversation, where the data has them: `tools` (or functions), `system` (or
-    system_prompt), `history` (pairs of earlier turns), and `input`, which follows the prompt. null: all of them, and `input` if
-    `prompt` is called instruction (Alpaca); []: none."""
+    system_prompt), `history` (pairs of earlier turns), and `input` (or context), which follows the prompt. null: all of them, and `input` if
+    `prompt` is called instruction (Alpaca, Dolly); []: none."""
     thoughts: Literal["template", "all", "drop"] = "template"
     """causal_lm: the reasoning of the assistant, in <think> tags or in a key of its own. template: as the chat template writes it, and that of
     the last turn also where the template leaves out that of earlier ones; all: that of every turn is written and learned; drop: none."""
@@ -300,7 +300,9 @@ class Dataset(Section):
                 f"columns: {self.format} names its own columns; leave it out, or give format=auto"
             )
         if self.columns and (twice := [name for name in self.columns if self.columns.count(name) > 1]):
-            raise ValueError(f"columns: {shown(twice[0])} stands there twice")
+            raise ValueError(
+                f"columns: {shown(twice[0])} stands there twice; give each column a name of its own"
+            )
         return self
 
     @model_validator(mode="after")
@@ -310,14 +312,14 @@ class Dataset(Section):
                 re.sub(pattern, put, "")
             except (re.error, IndexError) as error:
                 raise ValueError(
-                    f"replace: {shown(pattern)} by {shown(put)} is not a regular expression: {error}"
+                    f"replace: {shown(pattern)} by {shown(put)} is not a regular expression: {error}; correct it, or put \\ before each sign that stands for itself"
                 ) from None
         if (both := set(self.labels or ()) & set(self.no_label)) and self.no_label != NO_LABEL:
             raise ValueError(f"labels and no_label: both have {shown(sorted(both)[0])}; leave it out of one")
         if self.labels and (
             twice := [name for index, name in enumerate(self.labels) if name in self.labels[:index]]
         ):
-            raise ValueError(f"labels: {shown(twice[0])} stands there twice")
+            raise ValueError(f"labels: {shown(twice[0])} stands there twice; leave it out once")
         for key in ("validation_size", "test_size"):
             size = getattr(self, key)
             if size > 1 and size != math.floor(size):

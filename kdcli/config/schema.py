@@ -250,7 +250,9 @@ class Filter(Section):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"refusals: {shown(pattern)} is not a regular expression: {error}") from None
+                raise ValueError(
+                    f"refusals: {shown(pattern)} is not a regular expression: {error}; correct it"
+                ) from None
         return self
 
 
@@ -292,10 +294,12 @@ class Rollout(Section):
     @model_validator(mode="after")
     def _several(self) -> Rollout:
         if self.source != "student" and self.buffer > 1:
-            raise ValueError(f"buffer = {self.buffer}: it is for source=student, not source={self.source}")
+            raise ValueError(
+                f"buffer = {self.buffer}: it is for source=student, not source={self.source}; leave it out, or give rollout.source=student"
+            )
         if self.source != "teacher" and (self.answers > 1 or self.expand or self.filter != Filter()):
             raise ValueError(
-                f"answers, expand, filter: they are for source=teacher, not source={self.source}"
+                f"answers, expand, filter: they are for source=teacher, not source={self.source}; leave them out, or give rollout.source=teacher"
             )
         if self.answers > 1 and self.sampling_temperature == 0:
             raise ValueError(
@@ -311,7 +315,7 @@ class Rollout(Section):
     def _beams(self) -> Rollout:
         if self.source != "teacher" and (self.num_beams > 1 or self.candidates > 1 or self.keep_fraction < 1):
             raise ValueError(
-                f"num_beams, candidates, keep_fraction: they are for source=teacher, not source={self.source}"
+                f"num_beams, candidates, keep_fraction: they are for source=teacher, not source={self.source}; leave them out, or give rollout.source=teacher"
             )
         if self.num_beams > 1 and self.sampling_temperature > 0:
             raise ValueError(

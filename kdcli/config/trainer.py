@@ -115,7 +115,7 @@ class Trainer(Section):
     @model_validator(mode="after")
     def _has_length(self) -> Trainer:
         if self.until == "steps" and self.epochs is None and self.max_steps is None:
-            raise ValueError("until = steps: for how many? give epochs or max_steps")
+            raise ValueError("until = steps: expected epochs or max_steps, which give their number")
         return self
 
     @model_validator(mode="after")
@@ -131,6 +131,6 @@ class Trainer(Section):
     def _divides(self) -> Trainer:
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
-                f"batch_size = {self.batch_size} is not a multiple of micro_batch_size = {self.micro_batch_size}"
+                f"batch_size = {self.batch_size}: expected a multiple of micro_batch_size = {self.micro_batch_size}"
             )
         return self

@@ -19,11 +19,24 @@ from kdcli.config.components import section_of, union_members
 from kdcli.config.schema import COMMANDS
 
 PACKAGE = Path(kdcli.__file__).parent
-ERRORS = {
-    name
-    for name, kind in vars(errors).items()
-    if isinstance(kind, type) and issubclass(kind, errors.KDError) and kind is not errors.KDError
-}
+
+
+def error_names() -> set[str]:
+    """The names of all errors with a message for users: the subclasses of KDError anywhere in the package."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")]
+    bases = {
+        node.name: {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+    names = {errors.KDError.__name__}
+    while more := {name for name, own in bases.items() if own & names} - names:
+        names |= more
+    return names - {errors.KDError.__name__}
+
+
+ERRORS = error_names()
 VERBS = (
     "add allow ask begin check choose clear close convert copy correct declare delete download drop export fill free give install keep leave let list "
     "load look lower make measure merge move name pass pick put quote raise recover reduce remove rename repair replace restore run save select "
@@ -31,10 +44,10 @@ VERBS = (
 )
 """What a remedy begins with."""
 REMEDY = re.compile(
-    rf"(?:^|[;:,.(]\s*|\b(?:or|and|then|to)\s+|\n\s*)(?:{VERBS.replace(' ', '|')})\b"  # an imperative
+    rf"(?:^|[;:,.(?]\s*|\b(?:or|and|then)\s+|\n\s*)(?:{VERBS.replace(' ', '|')})\b"  # an imperative
     r"|\bexpected\b"  # the house's form: what was expected, and what came
     r"|pip install"
-    r"|\{[^{}]*(?:remedy|REMEDY|RESTORE|install_hint)|\{key\}="  # a remedy that is made elsewhere
+    r"|\{[^{}]*(?:remedy|REMEDY|RESTORE|install_hint|error\.message)|\{key\}="  # a remedy that is made elsewhere
     r"|\b(?:dataset|teacher|student|rollout|trainer|loss|hardware|measure|stages|hydra)\.[a-z_{]|(?<![\w-])--[a-z-]+",  # a key, an option
     re.IGNORECASE,
 )
@@ -48,8 +61,8 @@ EXCUSED = {
     "data/raw_rows.py: value_at": _ROW,
     "data/reading.py: _format": "the table _OTHER has what to do with each kind of file",
     "data/reading.py: decide": "the table _TEXTS has what to do with each kind of file",
+    "distributed.py: _Peers._failed": "it forwards the message of a process, or says that the same command continues",
     "exporting/plan.py: plan_export": _LISTS,
-    "exporting/runtimes/__init__.py: _own_runtimes": _LISTS,
     "exporting/runtimes/llama.py: LlamaCausalLM._force": _LLAMA,
     "exporting/runtimes/llama.py: LlamaCausalLM._request": _LLAMA,
     "exporting/runtimes/llama.py: LlamaCausalLM._score_token": _LLAMA,
@@ -59,14 +72,12 @@ EXCUSED = {
     "launch/argv.py: own_options": "_not_settable says which keys are",
     "launch/argv.py: require_known_hydra_keys": "_not_settable says which keys are",
     "launch/compose.py: compose_config": _LISTS,
-    "launch/config_file.py: read_config_file": _LISTS,
     "launch/hydra_errors.py: hydra_errors": "_no_such_option and _short suggest the nearest keys and options",
     "launch/run.py: _launch": "secret_in says how the value is to be given",
     "models/gguf.py: convert.write": "_explain says what to fetch",
     "pipeline/cache.py: _read_part": _REPEATED,
     "pipeline/remote.py: _require_better_than_chance": _LISTS,
     "tasks/causal_lm/conversations.py: _content": _ROW,
-    "tasks/causal_lm/task.py: CausalLM._render": _LISTS,
     "tasks/rows.py: require_text": _ROW,
     "tasks/token_classification/rows.py: TokenClassificationRows.check": _ROW,
     "tasks/token_classification/spans.py: _span": _ROW,
@@ -118,7 +129,9 @@ def raised(node: ast.AST, place: str, assigned: Mapping[str, str]) -> Iterator[R
                 for target in each.targets
                 if isinstance(target, ast.Name)
             }
-        if isinstance(child, ast.Call) and isinstance(child.func, ast.Name) and child.func.id in ERRORS:
+        called = ast.unparse(child.func).rpartition(".")[2] if isinstance(child, ast.Call) else ""
+        in_config = called == "ValueError" and place.startswith("config/")  # pydantic shows it
+        if isinstance(child, ast.Call) and (called in ERRORS or in_config):
             argument = child.args[0] if child.args else ast.Constant("")
             name = argument.id if isinstance(argument, ast.Name) else ""
             yield Raised(inner, texts.get(name) or text_of(argument))

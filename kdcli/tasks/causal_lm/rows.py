@@ -28,10 +28,11 @@ logger = logging.getLogger(__name__)
 CONTEXT = {
     "tools": "tools", "functions": "tools", "system": "system", "system_prompt": "system", "systemInstruction": "system",
     "system_instruction": "system", "history": "history", "input": "input",
+    "context": "input",
 }  # fmt: skip
 """The columns that belong to a conversation besides its turns, by the name that `dataset.context` has for them."""
 INSTRUCTION = "instruction"
-"""The name of the column of prompts with which a column `input` is a part of the prompt (Alpaca)."""
+"""The name of the column of prompts with which a column `input` (Alpaca) or `context` (Dolly) is a part of the prompt."""
 TURNS = "[{ \t\n"
 """The first characters of texts that may be turns in JSON."""
 UNREAD = {
@@ -92,7 +93,7 @@ class CausalLMRows(RowSchema):
             if column not in self.columns and self._belongs(column) and columns.count(column) == 1:
                 paths.append([column])
                 self.value_names.append(column)
-            elif column in UNREAD and column not in self.columns:
+            elif column not in {*self.columns, *(path[0] for path in paths), self.cfg.split}:
                 self.unread[column] = None
         return paths
 
@@ -138,16 +139,19 @@ class CausalLMRows(RowSchema):
         return Values(texts, before, tools)
 
     def _with_input(self, given: Mapping[str, Any], where: str) -> Any:
-        """Return the prompt, with the text of the column `input` as its last paragraph."""
-        more = given.get("input")
-        if more in (None, "") or not isinstance(given["prompt"], str):
-            return given["prompt"]
-        if not isinstance(more, str):
-            raise DataError(
-                f"{where}: the input is {shown(more)}, not a string; if it is no part of the prompt, give dataset.context=[]"
-            )
-        self.context["input"] = None
-        return f"{given['prompt'].rstrip()}\n\n{more.lstrip()}" if more.strip() else given["prompt"]
+        """Return the prompt, with the texts of columns such as `input` as its last paragraphs."""
+        prompt = given["prompt"]
+        for column, more in given.items():
+            is_input = column not in self.fields and CONTEXT[column] == "input"
+            if not is_input or more in (None, "") or not isinstance(prompt, str):
+                continue
+            if not isinstance(more, str):
+                raise DataError(
+                    f"{where}: the {column} is {shown(more)}, not a string; if it is no part of the prompt, give dataset.context=[]"
+                )
+            self.context[column] = None
+            prompt = f"{prompt.rstrip()}\n\n{more.lstrip()}" if more.strip() else prompt
+        return prompt
 
     def _read_context(self, given: Mapping[str, Any], where: str) -> tuple[list[dict[str, str]], str]:
         """Return the turns before a conversation, and its tools as JSON."""
@@ -261,8 +265,10 @@ class CausalLMRows(RowSchema):
                 self.cfg.path,
                 self.ended,
             )
-        for column in self.unread:
+        for column in [each for each in self.unread if each in UNREAD]:
             logger.info("%s: the column %s is not read (%s)", self.cfg.path, column, UNREAD[column])
+        if others := [each for each in self.unread if each not in UNREAD]:
+            logger.info("%s: columns that are not read: %s", self.cfg.path, listed(others))
 
 
 def _are_texts(prompt: Any, completion: Any) -> bool:

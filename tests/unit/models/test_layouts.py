@@ -32,6 +32,16 @@ from kdcli.tasks.classification.task import Classification
 PAGE = Path(__file__).parents[3] / "docs" / "checkpoints.md"
 
 
+def remedies() -> dict[str, list[str]]:
+    """What the page says that helps where a layout is refused: keys, files and commands."""
+    found: dict[str, list[str]] = {}
+    before: list[str] = []
+    for name, text in re.findall(r"^\| (.+?) \| refused \| (.+) \|$", PAGE.read_text("utf-8"), re.MULTILINE):
+        before = before if text == "likewise" else re.findall(r"`([^`]+)`", text)
+        found[name] = before
+    return found
+
+
 def opened(folder: Path, case: Case) -> tuple[Any, Any, Any]:
     """All that is looked at before anything is trained, and the loaded model."""
     task = case.task()
@@ -55,8 +65,10 @@ def test_a_checkpoint_is_read_or_refused(name: str, tokenizer, tmp_path: Path) -
     case = CASES[name]
     original = case.make(tmp_path, tokenizer)
     if case.refused:
-        with pytest.raises(KDError, match=naming(*case.refused)):
+        with pytest.raises(KDError, match=naming(*case.refused)) as caught:
             opened(tmp_path, case)
+        for remedy in remedies()[name]:
+            assert remedy in caught.value.message
         return
     task, model, own = opened(tmp_path, case)
     if isinstance(original, torch.nn.Module) and not case.keys.get("tune"):

@@ -292,15 +292,18 @@ def test_prompts_and_completions_of_turns(shape: str, tmp_path: Path) -> None:
     assert pairs(tmp_path, row, **keys)["messages"] == expected
 
 
-def test_alpaca(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Half of the prompt is in a column of its own, which nobody reads."""
-    row = {"instruction": "q: Translate.", "input": "der Hund", "output": "the dog"}
-    names = {"prompt": "instruction", "completion": "output"}
+@pytest.mark.parametrize(("column", "answer"), [("input", "output"), ("context", "response")])
+def test_the_input_of_an_instruction(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, column: str, answer: str
+) -> None:
+    """Half of the prompt is in a column of its own, which nobody reads (Alpaca, Dolly)."""
+    row = {"instruction": "q: Translate.", column: "der Hund", answer: "the dog", "category": "closed_qa"}
+    names = {"prompt": "instruction", "completion": answer}
     with caplog.at_level(logging.INFO):
         read = pairs(tmp_path, row, **names)
     assert (read["prompt"], read["completion"]) == ("q: Translate.\n\nder Hund", "the dog")
-    require_words(caplog.text, "input", "dataset.context=[]")
-    assert pairs(tmp_path, row | {"input": ""}, **names)["prompt"] == "q: Translate."
+    require_words(caplog.text, column, "dataset.context=[]", "not read: category")
+    assert pairs(tmp_path, row | {column: ""}, **names)["prompt"] == "q: Translate."
     assert pairs(tmp_path, row, context=[], **names)["prompt"] == "q: Translate."
 
 
@@ -451,7 +454,7 @@ def test_the_page_lists_these_shapes() -> None:
     assert all(rows[name].startswith("read") for name in SHAPES)
     assert all(rows[name].startswith("refused") for name in REFUSED)
     others = {
-        "instruction, input and output (Alpaca)", "a column tools or functions", "a column system without dataset.chat", "tools that are no list",
+        "instruction, input and output (Alpaca)", "instruction, context and response (Dolly)", "a column tools or functions", "a column system without dataset.chat", "tools that are no list",
         "a completion that begins with another turn of the user",
     }  # fmt: skip
     rows = table("conversations.md", "Prompts and completions")
