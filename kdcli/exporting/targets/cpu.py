@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from kdcli.config.types import Int
-from kdcli.errors import ConfigError
 from kdcli.exporting.targets.base import (
     CLASSIFIERS,
     GENERATORS,
@@ -97,6 +96,8 @@ class Cpu(Target):
         """Refuse architectures that the exporter to ONNX, or CTranslate2, does not write."""
         kind, writes = config.get_text_config().model_type, model_class.can_generate()
         if writes and config.is_encoder_decoder:
+            if "int4" in (self.precisions or ()):
+                return "int4 is for classifiers and language models; give hardware.precisions=[fp32,int8]"
             needs_loader = "int8" in (self.precisions or ["int8"]) and kind not in LOADERS
             return f"CTranslate2 does not convert it; {WITHOUT_INT8}" if needs_loader else None
         if kind in (UNTRACED_DECODERS if writes else UNTRACED):
@@ -117,7 +118,6 @@ class Cpu(Target):
         Only the names of the inputs are used, so that neither their shapes nor their values become constants of the graph. The model is not changed.
 
         Raises:
-            ConfigError: int4 of an encoder-decoder.
             ExportError: onnx, onnxruntime or ctranslate2 is missing, or the architecture cannot be written as ONNX, or
                 CTranslate2 does not support it.
         """
@@ -195,10 +195,6 @@ class Cpu(Target):
     def _encoder_decoder(
         self, student: Path, out: Path, model: PreTrainedModel, precisions: Sequence[str]
     ) -> dict[str, Path]:
-        if "int4" in precisions:
-            raise ConfigError(
-                "hardware.precisions: int4 is for classifiers and language models; a translator has fp32 and int8; give hardware.precisions=[fp32,int8]"
-            )
         folders: dict[str, Path] = {precision: out / FOLDERS[precision] for precision in precisions}
         needs = {"fp32": ("onnx", "onnxruntime"), "int8": ("ctranslate2",)}
         self.require_packages(*(name for precision in folders for name in needs[precision]))

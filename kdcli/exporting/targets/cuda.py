@@ -16,7 +16,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from kdcli import console
 from kdcli.device import has_gpu
-from kdcli.errors import ConfigError
 from kdcli.exporting.targets.base import (
     CLASSIFIERS,
     GENERATORS,
@@ -60,14 +59,16 @@ class Cuda(Target):
         return "cpu"
 
     def refusal(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
-        """Refuse programs of encoder-decoders that classify, in which the number of end tokens is not known."""
-        if (
-            model_class.can_generate()
-            or not config.is_encoder_decoder
-            or "pt2" not in (self.precisions or ["pt2"])
-        ):
+        """Refuse programs of models that generate text, of encoder-decoders that classify, in which the number of end tokens is not known, and of
+        classifiers that torch.export does not write."""
+        generates = model_class.can_generate()
+        if "pt2" not in (self.precisions or ([] if generates else ["pt2"])):
             return None
-        return "torch.export does not write it; leave it out with hardware.precisions=[bf16]"
+        if generates:
+            return "pt2 is for classifiers; give hardware.precisions=[bf16]"
+        if config.is_encoder_decoder or config.get_text_config().model_type in UNWRITTEN:
+            return "torch.export does not write it; leave pt2 out with hardware.precisions=[bf16]"
+        return None
 
     @property
     def reads_text(self) -> bool:
@@ -84,15 +85,10 @@ class Cuda(Target):
         """Write the files of all precisions. The model is not changed.
 
         Raises:
-            ConfigError: pt2 of a model that generates text.
             ExportError: the architecture cannot be exported.
         """
         writes = model.can_generate()
         precisions = self.precisions or (["bf16"] if writes else ["bf16", "pt2"])
-        if "pt2" in precisions and writes:
-            raise ConfigError(
-                "hardware.precisions: pt2 is for classifiers; use hardware.precisions=[bf16] for models that generate text"
-            )
         files: dict[str, Path] = {precision: out / FILES[precision] for precision in precisions}
         half = copy.deepcopy(model).bfloat16()
         if "bf16" in files:
