@@ -40,6 +40,8 @@ REPORT = "report.json"
 """The last file that a run writes; a run that has it is finished."""
 EXPORT = "export.json"
 """The last file that an export writes."""
+EVALUATION = "eval.json"
+"""The last file that an evaluation writes."""
 METRICS = "metrics.jsonl"
 """The training log, one line per logging step."""
 UNQUANTIZED = "unquantized"
@@ -188,12 +190,37 @@ def make(run: Path) -> None:
         ) from None
 
 
+def require_run(folder: Path) -> None:
+    """Refuse a directory without a report that is no run of `kdcli distill`.
+
+    Raises:
+        ConfigError: it is the directory of an evaluation, of an export or of a sweep.
+    """
+    if has_report(folder):
+        return
+    if (folder / SWEEP).is_file():
+        raise ConfigError(f"{folder} is the directory of a sweep; give the directory of one of its runs")
+    recorded = recorded_keys(folder) if (command := _command(folder)) else {}
+    of = next((str(recorded[key]) for key in ("run", "artifact", "model") if recorded.get(key)), "")
+    if command == "eval" or (folder / EVALUATION).is_file():
+        raise ConfigError(
+            f"{folder} is the directory of an evaluation (kdcli eval), and no run; give what it scored{of and f': {of}'}"
+        )
+    if command == "export" or (folder / EXPORT).is_file():
+        of = of or (str(folder.parent.parent) if folder.parent.name == "export" else "")
+        raise ConfigError(
+            f"{folder} is the directory of an export (kdcli export), and no run; give the run whose student it holds{of and f': {of}'}, or score "
+            f"its files: kdcli eval {of or 'RUN'} artifact={folder}"
+        )
+
+
 def saved_config(run: Path) -> dict[str, Any]:
     """Return the composed config that a run was started with, with its interpolations resolved.
 
     Raises:
-        ConfigError: there is none, or it reads the environment, which a run must not do unless it is trusted.
+        ConfigError: there is none, or it reads the environment, which a run must not do unless it is trusted; or another command wrote it.
     """
+    require_run(run)
     for key, text in leaves(_recorded(run)):
         if reads := resolvers(text):
             require_trust(run, f"{key} = {text}", f"calls {listed(reads)} here")
@@ -355,6 +382,15 @@ def _app(record: Path) -> str | None:
     except (ConfigError, ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError):
         return None
     return name if isinstance(name, str) else None
+
+
+def _command(folder: Path) -> str | None:
+    """Return the command, eval or export, that Hydra's record of a directory names; None: it is another one, or there is no complete record."""
+    try:
+        name = yaml.load(_text(folder / HYDRA), LOADER)["hydra"]["job"]["config_name"]
+    except (ConfigError, ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError):
+        return None
+    return name if name in ("eval", "export") else None
 
 
 def _free(run: Path) -> None:

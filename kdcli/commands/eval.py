@@ -46,7 +46,7 @@ from kdcli.models.checkpoint import (
 from kdcli.report.outcome import outcome
 from kdcli.report.tables import eval_table
 from kdcli.report.verdict import verdict_text
-from kdcli.rundir import saved_config, unanswered
+from kdcli.rundir import EVALUATION, saved_config, unanswered
 from kdcli.tasks import task_class, task_of
 from kdcli.tasks.base import Task
 from kdcli.tasks.labels import matcher
@@ -91,12 +91,12 @@ def evaluate(cfg: Config, folder: Path) -> int:
         recorded_keys = {key: recorded[key] for key in ("smoke", "training", "endpoint") if key in recorded}
         result["verdict"] |= outcome(result | recorded_keys, "dataset.test")
         result["verdict"]["text"] = verdict_text(result | recorded_keys)
-    write_json(folder / "eval.json", result)
+    write_json(folder / EVALUATION, result)
     if cfg.format == "json":
         console.say(json.dumps(result, indent=2, ensure_ascii=False))
     else:
         eval_table(result)
-        console.say(f"eval.json: {folder / 'eval.json'}")
+        console.say(f"{EVALUATION}: {folder / EVALUATION}")
     return ExitCode.DONE
 
 

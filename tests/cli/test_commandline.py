@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.commands import require_words
+from support.runs import make_result, make_run
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -131,3 +133,44 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = run("doctor")
     assert code == 0
     require_words(out, "HF_HUB_OFFLINE", "KDCLI_CACHE_DIR", "torch cannot be imported")
+
+
+@pytest.mark.parametrize("name", ["eval.json", ""])
+@pytest.mark.parametrize("command", ["predict", "chat", "export", "eval", "compare"])
+def test_the_directory_of_an_evaluation_is_no_run(tmp_path: Path, command: str, name: str) -> None:
+    """It is called damaged, or a run that `kdcli distill` goes on with, which would train into it."""
+    scored = make_run(tmp_path / "run")
+    folder = make_result(tmp_path / "scored", "eval", scored)
+    if not name:  # it was interrupted
+        (folder / "eval.json").unlink()
+    code, out, err = run(command, str(folder), *(["text"] if command == "predict" else []))
+    assert (code, out) == (2, "")
+    require_words(err, str(folder), "kdcli eval", str(scored))
+    assert "damaged" not in err
+    assert "distill" not in err
+
+
+@pytest.mark.parametrize("command", ["predict", "export", "eval"])
+def test_the_directory_of_an_export_is_no_run(tmp_path: Path, command: str) -> None:
+    """A job of a sweep of exports has a config of its own, which is called a damaged one of a run."""
+    exported = make_run(tmp_path / "run")
+    folder = make_result(tmp_path / "job", "export", exported)
+    code, out, err = run(command, str(folder), *(["text"] if command == "predict" else []))
+    assert (code, out) == (2, "")
+    require_words(err, str(folder), "kdcli export", str(exported), f"artifact={folder}")
+    inside = exported / "export" / "cpu"
+    inside.mkdir(parents=True)
+    (inside / "export.json").write_text("{}")
+    if command != "predict":  # which runs the files of an export
+        code, out, err = run(command, str(inside))
+        assert (code, out) == (2, "")
+        require_words(err, str(inside), "kdcli export", str(exported), f"artifact={inside}")
+
+
+def test_the_directory_of_a_sweep_is_no_run(tmp_path: Path) -> None:
+    """Eval and export call it a directory that kdcli did not make."""
+    (tmp_path / "multirun.yaml").write_text("hydra: {}\n")
+    for command in ("eval", "export"):
+        code, out, err = run(command, str(tmp_path))
+        assert (code, out) == (2, "")
+        require_words(err, str(tmp_path), "sweep", "one of its runs")
