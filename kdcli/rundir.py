@@ -54,7 +54,7 @@ SEEDS = "seeds"
 UNANSWERED = "unanswered.jsonl"
 """The rows that a remote teacher did not answer, with the reason; no model of the run is trained or scored on them."""
 HYDRA = Path(".hydra", "hydra.yaml")
-RESTORE = "restore it, or begin a new run in another hydra.run.dir"
+RESTORE = "restore it, or begin a new run in another directory (--out)"
 """The remedy for a damaged record of a run."""
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The parser of Hydra's records, which is ten times as fast in C."""
@@ -121,16 +121,16 @@ def examine(
     if not run.exists():
         return "new"
     if not run.is_dir():
-        raise ConfigError(f"the run directory {run} is a file; choose another hydra.run.dir")
+        raise ConfigError(f"the run directory {run} is a file; choose another --out")
     app, begun = _app(run / HYDRA), any(map(_is_result, run.iterdir()))
     if app is None and not begun:
         return "new"
     if app is None and (run / HYDRA).is_file():
         raise ConfigError(
-            f"{run / HYDRA} is damaged, so it is unknown who made this directory; restore it, or choose another hydra.run.dir"
+            f"{run / HYDRA} is damaged, so it is unknown who made this directory; restore it, or choose another --out"
         )
     if app != APP:
-        raise ConfigError(f"{run} holds files and was not made by kdcli; choose another hydra.run.dir")
+        raise ConfigError(f"{run} holds files and was not made by kdcli; choose another --out")
     if not held:
         _free(run)
     before = _with_defaults(_resolved(run), config)
@@ -140,13 +140,13 @@ def examine(
     ):
         raise ConfigError(
             f"{run} holds a run with another config ({', '.join(changed[:5])}{' …' if len(changed) > 5 else ''}); "
-            "choose another hydra.run.dir, or the config that it was started with"
+            "choose another --out, or the config that it was started with"
         )
     if is_finished(run):
         return "finished"
     for path in run.rglob("*"):
         if path.is_symlink():
-            require_inside(run, path, "hydra.run.dir")
+            require_inside(run, path, "--out")
     return "continue" if begun else "new"
 
 
@@ -168,7 +168,7 @@ def examine_sweep(folder: Path) -> None:
         only = {path.name for path in folder.iterdir()} <= {SWEEP}
         app = APP if only or any(_app(each) == APP for each in folder.glob(f"*/{HYDRA}")) else None
     if app != APP:
-        raise ConfigError(f"{folder} is there and is no sweep of kdcli; choose another hydra.sweep.dir")
+        raise ConfigError(f"{folder} is there and is no sweep of kdcli; choose another --out")
 
 
 def make(run: Path) -> None:
@@ -185,9 +185,7 @@ def make(run: Path) -> None:
     except OSError as error:
         if run.is_dir():  # another process created it at the same time
             return
-        raise ConfigError(
-            f"the run directory {run} cannot be made ({error}); choose another hydra.run.dir"
-        ) from None
+        raise ConfigError(f"the run directory {run} cannot be made ({error}); choose another --out") from None
 
 
 def require_run(folder: Path) -> None:
@@ -413,7 +411,7 @@ def _lock(run: Path) -> Lock:
         except Timeout:
             if time.monotonic() > until:
                 raise ConfigError(
-                    f"{run} is in use by another kdcli process; wait for it, or choose another hydra.run.dir"
+                    f"{run} is in use by another kdcli process; wait for it, or choose another --out"
                 ) from None
             time.sleep(0.02)
         except FileNotFoundError:

@@ -185,7 +185,7 @@ def _subjects(cfg: Config, run: Path | None) -> tuple[Path | None, dict[str, Che
     """
     if cfg.model and (cfg.run or cfg.artifact):
         raise ConfigError(
-            "model= stands alone: give either a checkpoint (model=), or a run (run=) or file of it (artifact=)"
+            "model= stands alone: give either a checkpoint (model=), or a run (RUN) or file of it (artifact=)"
         )
     if cfg.artifact:
         return find_artifact(cfg.artifact, run), {}

@@ -509,7 +509,7 @@ def read_export(folder: Path) -> ExportResult:
     Raises:
         ConfigError: they are damaged, or of a newer version.
     """
-    return read(folder / EXPORT, ExportResult, "export again: kdcli export run=RUN hardware=…")
+    return read(folder / EXPORT, ExportResult, "export again: kdcli export RUN hardware=…")
 
 
 def is_finished(run: Path) -> bool:

@@ -318,7 +318,7 @@ def resolved_folder(composed: DictConfig, key: str, within: Path = Path()) -> Pa
         ) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"{key}: the run directory cannot be made there ({error}); choose another"
+            f"{key}: the run directory cannot be made there ({error}); choose another --out"
         ) from None
     return folder
 

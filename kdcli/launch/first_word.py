@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdcli.config.index import keys_named
+from kdcli.config.index import keys_meant
 from kdcli.config.schema import COMMANDS
 from kdcli.data.sources import SUFFIXES_OF_DATA, data_suffix
 from kdcli.errors import ConfigError, shown, suggest
@@ -45,7 +45,7 @@ def with_run_directory(command: str, words: Sequence[str]) -> list[str]:
     """Return the words of a command line as overrides; the run directory that the first one of eval and export may be is `run=`.
 
     Raises:
-        ConfigError: a word is neither an override nor, in the first place, a directory.
+        ConfigError: a word is neither an override nor, in the first place, a directory; or an export has no run.
     """
     words = list(words)
     if words and not _is_override(words[0]) and command in OF_A_RUN and user_path(words[0]).is_dir():
@@ -56,6 +56,8 @@ def with_run_directory(command: str, words: Sequence[str]) -> list[str]:
         words = [f"run={quote_override(words[0])}", *others]
     wrong = next((word for word in words if not _is_override(word)), None)
     if wrong is None:
+        if command == "export" and not any(word.lstrip("+").startswith("run=") for word in words):
+            raise ConfigError("which run? kdcli export RUN (take a finished one)")
         return words
     if command in OF_A_RUN:
         expected = f"expected the directory of a run first (kdcli {command} RUN), then KEY=VALUE"
@@ -65,7 +67,7 @@ def with_run_directory(command: str, words: Sequence[str]) -> list[str]:
         expected = f"it looks like data: write a config for it (kdcli init {wrong}), or give it as dataset.path={wrong}"
     elif user_path(wrong).is_dir():
         expected = f"it is a folder: a run is repeated with --rerun {wrong}, and continued by its own command with --out {wrong}"
-    elif candidates := keys_named(wrong, command):
+    elif candidates := keys_meant(wrong, command):
         expected = f"config keys are given as KEY=VALUE: write {candidates[0]}=…"
     else:
         expected = "expected KEY=VALUE, or first a YAML file with keys (kdcli distill kdcli.yaml)"

@@ -142,7 +142,7 @@ def next_steps(run: Path, report: Report) -> Iterator[tuple[str, str]]:
             "a smaller gain is shown by more test rows, or by several seeds",
             "dataset.test_size, seeds=[0,1,2]",
         )
-    yield "export the student for a device", f"kdcli export run={shlex.quote(str(run))} hardware=cpu"
+    yield "export the student for a device", f"kdcli export {shlex.quote(str(run))} hardware=cpu"
     yield "compare it with another run", f"kdcli compare {shlex.quote(str(run))} OTHER"
 
 

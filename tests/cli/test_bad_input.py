@@ -637,10 +637,10 @@ def test_eval_and_export_of_what_is_no_run(
     for command in ("eval", "export"):
         message = refused(f"run={unfinished}", command=command)
         require_words(message, str(unfinished), "not finished", "kdcli distill")
-    require_words(refused(command="eval"), "run=RUN", "model=CHECKPOINT", "artifact=FILE")
+    require_words(refused(command="eval"), "kdcli eval RUN", "model=CHECKPOINT", "artifact=FILE")
     message = refused(f"run={finished}", f"model={teacher}", command="eval")
     require_words(message, "model=", "alone")
-    require_words(refused(command="export"), "run", "value")
+    require_words(refused(command="export"), "which run", "kdcli export RUN")
     message = refused(f"run={finished}", "split=tset", command="eval")
     require_words(message, "split", "'tset'", "'train'", "'validation'", "'test'", "'all'")
     message = refused(f"run={finished}", "hardware=cpuu", command="export")
