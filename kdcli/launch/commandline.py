@@ -74,6 +74,14 @@ def write_help(parts: Help, formatter: Any) -> None:
                 formatter.write(f"{' ' * formatter.current_indent}{line}\n")
 
 
+def write_codes(command: Any, formatter: Any) -> None:
+    """Write the exit codes of the docstring or of the epilog of a command or a group."""
+    codes = [*split_help(command.help or "").codes, *split_help(command.epilog or "").codes]
+    if codes:
+        with formatter.section("Exit codes"):
+            formatter.write_dl(codes)
+
+
 class Command(TyperCommand):
     """A command whose help has examples and exit codes, and that suggests the intended key for a wrong option."""
 
@@ -88,10 +96,7 @@ class Command(TyperCommand):
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the exit codes of the docstring or of the epilog."""
-        codes = [*split_help(self.help or "").codes, *split_help(self.epilog or "").codes]
-        if codes:
-            with formatter.section("Exit codes"):
-                formatter.write_dl(codes)
+        write_codes(self, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the options and arguments; a wrong one ends the command with exit code 2."""
@@ -122,6 +127,10 @@ class Commands(TyperGroup):
         for title, rows in groups.items():
             with formatter.section(title):
                 formatter.write_dl(rows)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the exit codes of the docstring or of the epilog."""
+        write_codes(self, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the options before the command; a wrong one ends it with exit code 2."""
