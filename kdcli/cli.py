@@ -58,6 +58,9 @@ TrustCode = Annotated[
 MergeAdapter = Annotated[
     bool, typer.Option("--merge-adapter", help="Merge an adapter of PEFT into its base model.")
 ]
+JsonResult = Annotated[
+    bool, typer.Option("--json", help="Print the results as JSON in place of the table (format=json).")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -195,6 +198,7 @@ def evaluate(
     info: Info = None,
     trust_run: TrustRun = False,
     out: Out = None,
+    as_json: JsonResult = False,
 ) -> None:
     """Score a run's models (RUN), a checkpoint (model=) or an exported file (artifact=).
 
@@ -207,7 +211,16 @@ def evaluate(
 
     raise typer.Exit(
         launch(
-            "eval", overrides or [], multirun, config_dir, cfg, resolve, info, trust_run=trust_run, out=out
+            "eval",
+            overrides or [],
+            multirun,
+            config_dir,
+            cfg,
+            resolve,
+            info,
+            trust_run=trust_run,
+            out=out,
+            as_json=as_json,
         )
     )
 
@@ -221,6 +234,7 @@ def export(
     resolve: Resolve = False,
     info: Info = None,
     trust_run: TrustRun = False,
+    as_json: JsonResult = False,
 ) -> None:
     """Export a run's student for a device, and run and measure the files there.
 
@@ -233,7 +247,17 @@ def export(
     from kdcli.launch.run import launch
 
     raise typer.Exit(
-        launch("export", overrides or [], multirun, config_dir, cfg, resolve, info, trust_run=trust_run)
+        launch(
+            "export",
+            overrides or [],
+            multirun,
+            config_dir,
+            cfg,
+            resolve,
+            info,
+            trust_run=trust_run,
+            as_json=as_json,
+        )
     )
 
 

@@ -126,6 +126,7 @@ def clear(chosen: Sequence[Entry], yes: bool) -> int:
         for entry in chosen:
             delete(entry)
     console.say(f"deleted {len(chosen)} entries: {format_bytes(freed)} are free again")
+    console.say("next: kdcli cache ls")
     return ExitCode.DONE
 
 
@@ -150,6 +151,7 @@ def verify(chosen: Sequence[Entry], as_json: bool) -> int:
             else "all are as they were written"
         )
         console.say(f"checked {counts}: {end}")
+        console.say("next: kdcli cache ls")
     return ExitCode.FAILED if damaged else ExitCode.DONE
 
 

@@ -66,7 +66,9 @@ def evaluate(cfg: Config, folder: Path) -> int:
     # training rows beyond dataset.labelled have no label
     rows = with_gold(without(chosen, unanswered(run) if run else ()))
     shared = True
-    with console.ProgressStages(list(sources) or ["artifact"]) as stages:
+    does = "score and measure" if cfg.measure else "score"
+    names = list(sources) or ["artifact"]
+    with console.ProgressStages(names, labels={name: f"{does} {name}" for name in names}) as stages:
         if artifact is not None:
             with stages.stage("artifact"):
                 evaluator = _evaluate_artifact(cfg, artifact, task, rows)

@@ -589,6 +589,8 @@ class Export(Section):
     """Run the Python files in the student's folder. Off unless you trust their author."""
     measure: Measure = Measure(request_rates=[10, 100])
     hub: Hub = Hub()
+    format: Literal["table", "json"] = "table"
+    """The format of stdout. export.json is written in both cases."""
 
 
 COMMANDS: dict[str, type[Section]] = {"distill": Distill, "eval": Eval, "export": Export}

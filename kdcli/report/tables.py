@@ -411,6 +411,8 @@ def comparison_table(comparison: Mapping[str, Any]) -> None:
     runs = comparison["runs"]
     rows = [[f"{number}", *_comparison_cells(run)] for number, run in enumerate(runs, 1)]
     columns = ["", "run", "score (95 %)", "against the first (95 %)", "size", "p50"]
+    if len(runs) == 1:
+        rows, columns = [[*row[:3], *row[4:]] for row in rows], [*columns[:3], *columns[4:]]
     console.table(f"{len(runs)} runs and files" if len(runs) > 1 else "", columns, rows)
     keys = [
         [

@@ -210,3 +210,18 @@ def test_the_directory_of_a_sweep_is_no_run(tmp_path: Path) -> None:
         code, out, err = run(command, str(tmp_path))
         assert (code, out) == (2, "")
         require_words(err, str(tmp_path), "sweep", "one of its runs")
+
+
+def test_json_is_for_one_run_and_a_run_may_have_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several JSON texts follow each other on stdout; and a run directory called run passes for `run=`."""
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "run")
+    for command, options in (("eval", ["dataset=csv", "dataset.path=x.csv"]), ("export", ["hardware=cpu"])):
+        code, out, err = run(command, "run", "measure.latency_runs=1,2", "-m", "--json")
+        assert (code, out) == (2, "")
+        require_words(err, "--json", "-m")
+        err = run(command, "run", *options, "format=xml")[2]
+        require_words(err, "format", "'xml'", "'table'", "'json'")
+        assert "--json" in run(command, "--help")[1]

@@ -46,8 +46,12 @@ def test_the_same_rows_are_compared_in_pairs(tmp_path: Path) -> None:
     assert compared["notes"] == []
     assert compared["runs"][0]["difference"] is None
     table = kdcli("compare", first, second)
-    assert max(map(len, table.splitlines())) <= 100, table
-    require_words(table, "seed=1", "student.layers=4", "+15.0")
+    assert max(map(len, table.splitlines()[:-1])) <= 100, table  # the last line is a command with paths
+    require_words(table, "seed=1", "student.layers=4", "+15.0", "against the first")
+    require_words(table, f"next: kdcli compare {first} {second} --out compare.html")
+    alone = kdcli("compare", first)
+    require_words(alone, "second run", f"next: kdcli compare {first} OTHER")
+    assert "against" not in alone
 
 
 def test_other_rows_are_not_compared(tmp_path: Path) -> None:
