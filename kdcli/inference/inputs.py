@@ -40,7 +40,7 @@ def from_words(words: Sequence[str], inference: Inference) -> list[Values]:
     fields = list(inference.fields)
     if len(words) % len(fields):
         raise ConfigError(
-            f"an input is {len(fields)} texts ({', '.join(fields)}), and {len(words)} were given; give {len(fields)} for each input"
+            f"an input is {len(fields)} texts ({', '.join(fields)}), and the command line has {len(words)}; give {len(fields)} for each input"
         )
     groups = zip(*[iter(words)] * len(fields), strict=True)
     return [inference.check(group, f"input {number}") for number, group in enumerate(groups, 1)]
