@@ -11,9 +11,9 @@ from typing import IO
 
 from kdcli import console
 from kdcli.data.sources import SUFFIXES_OF_DATA, data_suffix
-from kdcli.errors import DataError, ExitCode
+from kdcli.errors import ConfigError, DataError, ExitCode, shown
 from kdcli.files import replaced, user_path
-from kdcli.inference.inputs import from_file, from_line, from_words
+from kdcli.inference.inputs import from_file, from_line, from_words, require_texts
 from kdcli.inference.paths import CSV_SUFFIXES
 from kdcli.inference.predictor import CHUNK, Predictor, csv_lines, json_line
 from kdcli.numbers import format_items
@@ -73,6 +73,10 @@ def _inputs(predictor: Predictor, words: Sequence[str]) -> tuple[list[Values], b
     """Return the inputs that words name, and whether they come from a file or from stdin."""
     first = words[0]
     if first == "-":
+        if len(words) > 1:
+            raise ConfigError(
+                f"{shown(words[1])} stands after -, by which the lines of stdin are texts; leave one of them out"
+            )
         lines = [line.rstrip("\r\n") for line in sys.stdin]
         return [from_line(line, predictor.inference) for line in lines if line.strip()], True
     if _is_file(first):
@@ -81,6 +85,7 @@ def _inputs(predictor: Predictor, words: Sequence[str]) -> tuple[list[Values], b
         raise DataError(
             f"the data file {first} does not exist (looked for {user_path(first).absolute()}); correct the path"
         )
+    require_texts(words)
     return from_words(words, predictor.inference), False
 
 

@@ -232,7 +232,9 @@ def wrong_command(program: str, name: str, words: Sequence[str], commands: Seque
         return (
             f"{abbreviated(name)} is no command; write kdcli distill {line} (kdcli --help lists the commands)"
         )
-    return f"there is no command {abbreviated(name)}{suggest(name, commands)} (known: {', '.join(commands)}; try {program} --help)"
+    meant = suggest(name, commands)
+    known = "" if meant else f"known: {', '.join(commands)}; "
+    return f"there is no command {abbreviated(name)}{meant} ({known}try {program} --help)"
 
 
 def wrong_option(

@@ -45,7 +45,7 @@ def with_run_directory(command: str, words: Sequence[str]) -> list[str]:
     """Return the words of a command line as overrides; the run directory that the first one of eval and export may be is `run=`.
 
     Raises:
-        ConfigError: a word is neither an override nor, in the first place, a directory; or an export has no run.
+        ConfigError: a word is neither an override nor, in the first place, a directory.
     """
     words = list(words)
     if words and not _is_override(words[0]) and command in OF_A_RUN and user_path(words[0]).is_dir():
@@ -56,8 +56,6 @@ def with_run_directory(command: str, words: Sequence[str]) -> list[str]:
         words = [f"run={quote_override(words[0])}", *others]
     wrong = next((word for word in words if not _is_override(word)), None)
     if wrong is None:
-        if command == "export" and not any(word.lstrip("+").startswith("run=") for word in words):
-            raise ConfigError("which run? kdcli export RUN (take a finished one)")
         return words
     if command in OF_A_RUN:
         expected = f"expected the directory of a run first (kdcli {command} RUN), then KEY=VALUE"

@@ -28,6 +28,7 @@ from kdcli.launch.argv import (
     INFO,
     chosen_options,
     is_sweep,
+    override_value,
     own_options,
     parse_overrides,
     require_choices,
@@ -170,15 +171,17 @@ def _launch(
             raise ConfigError(f"{option} {shown(chosen)}: expected one of {', '.join(allowed)}")
     overrides = [renamed.addable_override(expand_home(word)) for word in overrides]
     overrides = with_folder(overrides, out, multirun)
-    typed = parse_overrides(overrides)
+    typed_words, typed = overrides, parse_overrides(overrides)
     overrides = [*file.overrides(overrides), *overrides]
+    if command == "export" and override_value([word.lstrip("+") for word in overrides], "run") is None:
+        raise ConfigError("which run? kdcli export RUN (take a finished one)")
     parsed = parse_overrides(overrides)
     renamed.warn_of_options(chosen_options(parsed))
     require_choices(parsed)
     require_known_hydra_keys(parsed)
     own = own_options(command, parsed)
     written = written_keys(typed, own, file.positions)
-    name, overrides = register_defaults(command, overrides, rerun)
+    name, overrides = register_defaults(command, overrides, rerun, typed_words)
     if cfg or info:
         return Done(_show(command, name, overrides, written, cfg, info, resolve))
     if multirun:

@@ -91,7 +91,8 @@ def refused(small: list[str], here: Path, capsys: pytest.CaptureFixture[str]) ->
             ["+loss.soft_label.temprature=2"],
             ("loss.soft_label.temprature", "kdcli.losses.forward_kl.ForwardKL", "temperature"),
         ),
-        (["+sede=1"], ("sede", "seed", "control", "dataset")),
+        (["+sede=1"], ("sede", "seed")),
+        (["+xyzzy=1"], ("xyzzy", "seed", "control", "dataset")),
         (["hydra.run.dri=runs"], ("hydra.run.dri", "hydra.run.dir")),
         (["~loss.soft_labl"], ("loss.soft_labl", "loss.soft_label")),
         (

@@ -92,6 +92,7 @@ def test_every_command_has_examples_and_exit_codes() -> None:
         (["distill", "trainer.lr=1e-4"], ["trainer.learning_rate"]),
         (["distill", "lr", "1e-4"], ["trainer.learning_rate=…"]),
         (["distill", "epohs=3"], ["trainer.epochs"]),
+        (["chat", "nowhere"], ["nowhere", "path of a run"]),
         (["keys", "lr"], ["trainer.learning_rate"]),
         (["keys", "epohs"], ["trainer.epochs"]),
         (["keys", "trainer.lr"], ["trainer.learning_rate"]),

@@ -181,6 +181,9 @@ def test_a_finished_run_is_left_alone(run: Path, small: list[str], kdcli: Kdcli)
     assert "is finished" in done.stdout
     require_words(done.stdout, f"next: kdcli export {run}")
     assert hash_files(path for path in run.rglob("*") if path.is_file()) == before
+    done = kdcli("check", *small, "trainer.epochs=6", "student.dropout=0", "--no-load", "--out", run)
+    assert done.returncode == 0
+    require_words(done.stdout, f"next: kdcli export {run}")
 
 
 def test_results_go_to_stdout_and_logs_to_stderr(small: list[str], kdcli: Kdcli) -> None:
@@ -427,6 +430,9 @@ def test_predict_and_chat_refuse_what_is_no_student(
         (tmp_path / "nowhere", [text], ["nowhere"]),
         (run, [], ["text", "file", "-"]),
         (run, ["rows.csv"], ["rows.csv"]),
+        (run, [text, "text=message"], ["text=message", "file"]),
+        (run, ["dataset.text=message"], ["dataset.text=message", "file"]),
+        (run, ["-", "text=message"], ["text=message", "-"]),
         (run, [str(tmp_path / "notes.txt"), "txt=review"], ["txt=review", "text="]),
         (run, [" "], ["empty"]),
     ]:
