@@ -556,7 +556,7 @@ class Eval(Section):
     @model_validator(mode="after")
     def _subject(self) -> Eval:
         if not (self.run or self.model or self.artifact):
-            raise ValueError("which model? kdcli eval RUN; or give model=CHECKPOINT or artifact=FILE")
+            raise ValueError("which model? give run=RUN, model=CHECKPOINT or artifact=FILE")
         return self
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from kdcli.launch.argv import (
     INFO,
     chosen_options,
     is_sweep,
-    override_value,
     own_options,
     parse_overrides,
     require_choices,
@@ -173,8 +172,7 @@ def _launch(
     overrides = with_folder(overrides, out, multirun)
     typed_words, typed = overrides, parse_overrides(overrides)
     overrides = [*file.overrides(overrides), *overrides]
-    if command == "export" and override_value([word.lstrip("+") for word in overrides], "run") is None:
-        raise ConfigError("which run? kdcli export RUN (take a finished one)")
+    _require_subject(command, overrides)
     parsed = parse_overrides(overrides)
     renamed.warn_of_options(chosen_options(parsed))
     require_choices(parsed)
@@ -215,6 +213,19 @@ def _launch(
     if command == "export":
         folder = folder / "export" / str(composed.hydra.runtime.choices.hardware)
     return Done(status, folder, _following(command, composed, folder))
+
+
+def _require_subject(command: str, overrides: Sequence[str]) -> None:
+    """Refuse an evaluation or an export of nothing, before its config is composed.
+
+    Raises:
+        ConfigError: no word names what is scored or exported.
+    """
+    given = {word.lstrip("+").partition("=")[0] for word in overrides}
+    if command == "export" and "run" not in given:
+        raise ConfigError("which run? kdcli export RUN (take a finished one)")
+    if command == "eval" and not given & {"run", "model", "artifact"}:
+        raise ConfigError("which model? kdcli eval RUN (or give model=CHECKPOINT or artifact=FILE)")
 
 
 def _following(command: str, composed: DictConfig, folder: Path) -> tuple[str, ...]:
