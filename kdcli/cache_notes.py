@@ -18,6 +18,8 @@ from kdcli.files import PARTIAL, cache_folder, read_json, write_json
 from kdcli.locks import Lock
 from kdcli.rundir import LOCK
 
+SHORT = 8
+"""The letters of an entry's name that tables and messages show."""
 KINDS = {
     "answers": "answers of an endpoint, which were paid for",
     "teachers": "a tuned teacher",
@@ -154,7 +156,7 @@ def _hold(held: contextlib.ExitStack, path: Path, entry: Entry, run: Path | None
     except Timeout:
         who = f"the run {run}" if run else "a run"
         raise ConfigError(
-            f"{entry.kind} {entry.name[:8]} is in use by {who}, and nothing was deleted; wait for it or stop it, or choose other entries with "
+            f"{entry.kind} {entry.name[:SHORT]} is in use by {who}, and nothing was deleted; wait for it or stop it, or choose other entries with "
             "--teacher, --kind or --older-than"
         ) from None
     except OSError:  # the run directory was removed, or belongs to another user

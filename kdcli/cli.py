@@ -58,6 +58,9 @@ TrustCode = Annotated[
 MergeAdapter = Annotated[
     bool, typer.Option("--merge-adapter", help="Merge an adapter of PEFT into its base model.")
 ]
+JsonResult = Annotated[
+    bool, typer.Option("--json", help="Print the results as JSON in place of the table (format=json).")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -71,6 +74,9 @@ def top(
     kdcli distill teacher=bert-base student=tiny dataset=csv dataset.path=reviews.csv
 
     Config keys and groups are given as KEY=VALUE: `kdcli keys` and `kdcli list` show them.
+
+    Exit codes: 0 done; 1 the job failed; 2 the config, the command line or the data is wrong; 3 an exported file misses its budget or tolerance;
+    130 interrupted; 143 terminated.
     """
     if version:
         typer.echo(f"kdcli {__version__}")
@@ -131,7 +137,7 @@ def check(
 
     Nothing is trained, sent or written, and no API key is needed. It stops at what would stop the run.
 
-    Exit codes: 0 the run can start; 2 the config, the command line or the data is wrong; 1 anything else.
+    Exit codes: 0 the run can start; 2 the config, the command line or the data is wrong; 1 anything else; 130 interrupted; 143 terminated.
     """
     from kdcli.launch.check import CheckOptions
     from kdcli.launch.run import launch
@@ -192,19 +198,29 @@ def evaluate(
     info: Info = None,
     trust_run: TrustRun = False,
     out: Out = None,
+    as_json: JsonResult = False,
 ) -> None:
     """Score a run's models (RUN), a checkpoint (model=) or an exported file (artifact=).
 
     kdcli eval runs/distill/2026-… split=validation
     kdcli eval model=FOLDER dataset=csv dataset.path=tickets.csv split=all
 
-    Exit codes: 0 done; 1 the job failed; 2 the config, the command line or the data is wrong.
+    Exit codes: 0 done; 1 the job failed; 2 the config, the command line or the data is wrong; 130 interrupted; 143 terminated.
     """
     from kdcli.launch.run import launch
 
     raise typer.Exit(
         launch(
-            "eval", overrides or [], multirun, config_dir, cfg, resolve, info, trust_run=trust_run, out=out
+            "eval",
+            overrides or [],
+            multirun,
+            config_dir,
+            cfg,
+            resolve,
+            info,
+            trust_run=trust_run,
+            out=out,
+            as_json=as_json,
         )
     )
 
@@ -218,6 +234,7 @@ def export(
     resolve: Resolve = False,
     info: Info = None,
     trust_run: TrustRun = False,
+    as_json: JsonResult = False,
 ) -> None:
     """Export a run's student for a device, and run and measure the files there.
 
@@ -225,12 +242,22 @@ def export(
     kdcli export runs/distill/2026-… hardware=cpu,intel -m
 
     Exit codes: 0 done; 1 the job failed; 2 the config or the command line is wrong; 3 a file misses its budget or tolerance, or could not be
-    made or run.
+    made or run; 130 interrupted; 143 terminated.
     """
     from kdcli.launch.run import launch
 
     raise typer.Exit(
-        launch("export", overrides or [], multirun, config_dir, cfg, resolve, info, trust_run=trust_run)
+        launch(
+            "export",
+            overrides or [],
+            multirun,
+            config_dir,
+            cfg,
+            resolve,
+            info,
+            trust_run=trust_run,
+            as_json=as_json,
+        )
     )
 
 
@@ -271,7 +298,7 @@ def predict(
     kdcli predict runs/distill/2026-…/export/cpu reviews.csv text=review --out labels.csv
     cat reviews.txt | kdcli predict runs/distill/2026-… - --json
 
-    Exit codes: 0 done; 1 failed; 2 the model, an input or the command line is wrong; 130 interrupted.
+    Exit codes: 0 done; 1 failed; 2 the model, an input or the command line is wrong; 130 interrupted; 143 terminated.
     """
     from kdcli.launch.inference import predict as launch
 
@@ -323,7 +350,7 @@ def chat(
     kdcli chat runs/distill/2026-… --teacher
     echo "Hello." | kdcli chat runs/distill/2026-…/export/laptop
 
-    Exit codes: 0 done; 1 failed; 2 the model or the command line is wrong; 130 interrupted.
+    Exit codes: 0 done; 1 failed; 2 the model or the command line is wrong; 130 interrupted; 143 terminated.
     """
     from kdcli.launch.inference import chat as launch
 
@@ -371,7 +398,13 @@ def compare(
 cache_app = App(
     no_args_is_help=True,
     context_settings=CONTEXT,
-    help="Show, check and clear what runs share through the cache.",
+    help="""Show, check and clear what runs share through the cache.
+
+    kdcli cache ls
+    kdcli cache clear --older-than 30d
+
+    Exit codes: 0 done; 1 an entry is damaged (verify); 2 a wrong option, or an entry is in use (clear).
+    """,
 )
 app.add_typer(cache_app, name="cache")
 CacheTeacher = Annotated[

@@ -394,7 +394,10 @@ class ProgressStages:
         stage.unit = unit
         stage.begin(total)
         self._reported = (monotonic(), 0.0)
-        self._line(stage, f"start, {total} {unit or 'steps'}" if total else "start")
+        unit = unit or "steps"
+        self._line(
+            stage, f"start, {total} {unit.removesuffix('s') if total == 1 else unit}" if total else "start"
+        )
         _observe(stage)
         state: State = "failed"
         try:

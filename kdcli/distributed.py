@@ -75,7 +75,7 @@ def require_shared(folders: Mapping[str, Path], state: PartialState) -> None:
         for name, folder in missing.items():
             raise ConfigError(
                 f"process {rank} (on {host}) does not see the folder of process 0 as its {name} ({folder}): all processes of a run read and write "
-                "its directory and the cache. Give hydra.run.dir and KDCLI_CACHE_DIR on a disk that all machines share, the same for all "
+                "its directory and the cache. Give --out and KDCLI_CACHE_DIR on a disk that all machines share, the same for all "
                 "processes, or start the processes on one machine"
             )
 

@@ -227,13 +227,39 @@ LONGEST_NAME = 100
 """The most characters of a name for which a correction is suggested."""
 
 
-def suggest(word: str, names: Iterable[str]) -> str:
-    """`; did you mean X?` if a known name is similar, or the only one that has the word between signs, else an empty string; case does not
-    matter, and very long names are not compared."""
+MOST_ABBREVIATED = 20
+"""The most characters of a name that is compared as an abbreviation."""
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """Return the known name that a word means: the only one that has the word between signs, the only one whose words it abbreviates (lr:
+    learning_rate), or else the most similar one, if it is similar. Case does not matter, and very long names are not compared."""
     if len(word) > LONGEST_NAME:
-        return ""
+        return None
     by_fold = {name.casefold(): name for name in names if len(name) <= LONGEST_NAME}
-    close = [fold for fold in by_fold if word.casefold() in re.split(r"[\W_]+", fold)]
-    if len(close) != 1:
-        close = difflib.get_close_matches(word.casefold(), by_fold, n=1)
-    return f"; did you mean {by_fold[close[0]]}?" if close else ""
+    folded = word.casefold()
+    for close in (
+        [fold for fold in by_fold if folded in re.split(r"[\W_]+", fold)],
+        [fold for fold in by_fold if abbreviates(folded, fold)],
+        difflib.get_close_matches(folded, by_fold, n=1),
+    ):
+        if len(close) == 1:
+            return by_fold[close[0]]
+    return None
+
+
+def abbreviates(word: str, name: str) -> bool:
+    """Return whether a word consists of the beginnings of the words of a name, which are several, in their order: lr, max_len."""
+    word, words = re.sub(r"[\W_]", "", word.casefold()), name.casefold().split("_")
+    if not 1 < len(words) <= len(word) <= MOST_ABBREVIATED or "" in words:
+        return False
+    pattern = "".join(
+        "(?:" + "|".join(re.escape(each[:end]) for end in range(len(each), 0, -1)) + ")" for each in words
+    )
+    return re.fullmatch(pattern, word) is not None
+
+
+def suggest(word: str, names: Iterable[str]) -> str:
+    """Return `; did you mean X?` with the name that is nearest to a word; an empty string: none is near."""
+    name = nearest(word, names)
+    return "" if name is None else f"; did you mean {name}?"

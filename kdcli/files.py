@@ -209,7 +209,7 @@ def storage_error(error: BaseException, *folders: Path) -> StorageError | None:
     elif number == errno.EFBIG:
         remedy = "Free some space, or raise the limit on the size of files (ulimit -f),"
     elif number in (errno.EROFS, errno.EACCES, errno.EPERM):
-        remedy = "Make it writable, or choose another folder (hydra.run.dir, KDCLI_CACHE_DIR, TMPDIR)"
+        remedy = "Make it writable, or choose another folder (--out, KDCLI_CACHE_DIR, TMPDIR)"
     return StorageError(
         f"{path} cannot be written: {os.strerror(number)}{_free_space(path)}. {remedy} and start the same command on the same "
         "directory: what is finished is kept"

@@ -130,6 +130,7 @@ def snapshot(
     kind: Literal["model", "dataset"],
     code: bool = False,
     weights: bool = True,
+    remedy: str | None = None,
 ) -> tuple[Path, str]:
     """Fetch a hub repository's files, or find them in the local cache; returns their folder and the resolved commit.
 
@@ -138,6 +139,7 @@ def snapshot(
         revision: branch, tag or commit; None: the main branch.
         code: also fetch the repository's Python files.
         weights: also fetch the weights.
+        remedy: what to give in place of the repository; None: a local copy by its key.
 
     Raises:
         ModelError, DataError: it does not exist, is gated, or the hub cannot be reached and the cache lacks it.
@@ -147,6 +149,7 @@ def snapshot(
 
     wrong = ModelError if kind == "model" else DataError
     key = {"model": "teacher.path= or student.path=", "dataset": "dataset=csv dataset.path="}[kind]
+    remedy = remedy or f"give a local copy with {key}"
     at = f"{repo} (revision {revision})" if revision else repo
     patterns = HUB_FILES[kind] + (["*.py"] if code else [])
     patterns = [pattern for pattern in patterns if weights or "safetensors" not in pattern]
@@ -175,7 +178,7 @@ def snapshot(
     except LocalEntryNotFoundError:
         raise wrong(
             f"the {kind} {at} was not found: it is no local path, the hub cache {constants.HF_HUB_CACHE} does not hold "
-            f"it (or not all of it), and {problem}, or give a local copy with {key}"
+            f"it (or not all of it), and {problem}, or {remedy}"
         ) from None
     except Exception as error:
         raise wrong(

@@ -29,6 +29,11 @@ def format_count(value: Any) -> str:
     return _scaled(value, "", ("k", "M", "B", "T"), "{:.0f}")
 
 
+def format_items(count: int, name: str, plural: str = "") -> str:
+    """Return a number with what it counts: ``1 row``, ``1,200 rows``."""
+    return f"{count:,} {name if count == 1 else plural or f'{name}s'}"
+
+
 def format_bytes(value: Any) -> str:
     return _scaled(value, " ", ("kB", "MB", "GB", "TB"), "{:.0f} B")
 

@@ -40,6 +40,8 @@ REPORT = "report.json"
 """The last file that a run writes; a run that has it is finished."""
 EXPORT = "export.json"
 """The last file that an export writes."""
+EVALUATION = "eval.json"
+"""The last file that an evaluation writes."""
 METRICS = "metrics.jsonl"
 """The training log, one line per logging step."""
 UNQUANTIZED = "unquantized"
@@ -52,7 +54,7 @@ SEEDS = "seeds"
 UNANSWERED = "unanswered.jsonl"
 """The rows that a remote teacher did not answer, with the reason; no model of the run is trained or scored on them."""
 HYDRA = Path(".hydra", "hydra.yaml")
-RESTORE = "restore it, or begin a new run in another hydra.run.dir"
+RESTORE = "restore it, or begin a new run in another directory (--out)"
 """The remedy for a damaged record of a run."""
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The parser of Hydra's records, which is ten times as fast in C."""
@@ -119,16 +121,16 @@ def examine(
     if not run.exists():
         return "new"
     if not run.is_dir():
-        raise ConfigError(f"the run directory {run} is a file; choose another hydra.run.dir")
+        raise ConfigError(f"the run directory {run} is a file; choose another --out")
     app, begun = _app(run / HYDRA), any(map(_is_result, run.iterdir()))
     if app is None and not begun:
         return "new"
     if app is None and (run / HYDRA).is_file():
         raise ConfigError(
-            f"{run / HYDRA} is damaged, so it is unknown who made this directory; restore it, or choose another hydra.run.dir"
+            f"{run / HYDRA} is damaged, so it is unknown who made this directory; restore it, or choose another --out"
         )
     if app != APP:
-        raise ConfigError(f"{run} holds files and was not made by kdcli; choose another hydra.run.dir")
+        raise ConfigError(f"{run} holds files and was not made by kdcli; choose another --out")
     if not held:
         _free(run)
     before = _with_defaults(_resolved(run), config)
@@ -138,13 +140,13 @@ def examine(
     ):
         raise ConfigError(
             f"{run} holds a run with another config ({', '.join(changed[:5])}{' …' if len(changed) > 5 else ''}); "
-            "choose another hydra.run.dir, or the config that it was started with"
+            "choose another --out, or the config that it was started with"
         )
     if is_finished(run):
         return "finished"
     for path in run.rglob("*"):
         if path.is_symlink():
-            require_inside(run, path, "hydra.run.dir")
+            require_inside(run, path, "--out")
     return "continue" if begun else "new"
 
 
@@ -166,7 +168,7 @@ def examine_sweep(folder: Path) -> None:
         only = {path.name for path in folder.iterdir()} <= {SWEEP}
         app = APP if only or any(_app(each) == APP for each in folder.glob(f"*/{HYDRA}")) else None
     if app != APP:
-        raise ConfigError(f"{folder} is there and is no sweep of kdcli; choose another hydra.sweep.dir")
+        raise ConfigError(f"{folder} is there and is no sweep of kdcli; choose another --out")
 
 
 def make(run: Path) -> None:
@@ -183,17 +185,40 @@ def make(run: Path) -> None:
     except OSError as error:
         if run.is_dir():  # another process created it at the same time
             return
+        raise ConfigError(f"the run directory {run} cannot be made ({error}); choose another --out") from None
+
+
+def require_run(folder: Path) -> None:
+    """Refuse a directory without a report that is no run of `kdcli distill`.
+
+    Raises:
+        ConfigError: it is the directory of an evaluation, of an export or of a sweep.
+    """
+    if has_report(folder):
+        return
+    if (folder / SWEEP).is_file():
+        raise ConfigError(f"{folder} is the directory of a sweep; give the directory of one of its runs")
+    recorded = recorded_keys(folder) if (command := _command(folder)) else {}
+    of = next((str(recorded[key]) for key in ("run", "artifact", "model") if recorded.get(key)), "")
+    if command == "eval" or (folder / EVALUATION).is_file():
         raise ConfigError(
-            f"the run directory {run} cannot be made ({error}); choose another hydra.run.dir"
-        ) from None
+            f"{folder} is the directory of an evaluation (kdcli eval), and no run; give what it scored{of and f': {of}'}"
+        )
+    if command == "export" or (folder / EXPORT).is_file():
+        of = of or (str(folder.parent.parent) if folder.parent.name == "export" else "")
+        raise ConfigError(
+            f"{folder} is the directory of an export (kdcli export), and no run; give the run whose student it holds{of and f': {of}'}, or score "
+            f"its files: kdcli eval {of or 'RUN'} artifact={folder}"
+        )
 
 
 def saved_config(run: Path) -> dict[str, Any]:
     """Return the composed config that a run was started with, with its interpolations resolved.
 
     Raises:
-        ConfigError: there is none, or it reads the environment, which a run must not do unless it is trusted.
+        ConfigError: there is none, or it reads the environment, which a run must not do unless it is trusted; or another command wrote it.
     """
+    require_run(run)
     for key, text in leaves(_recorded(run)):
         if reads := resolvers(text):
             require_trust(run, f"{key} = {text}", f"calls {listed(reads)} here")
@@ -357,6 +382,15 @@ def _app(record: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
+def _command(folder: Path) -> str | None:
+    """Return the command, eval or export, that Hydra's record of a directory names; None: it is another one, or there is no complete record."""
+    try:
+        name = yaml.load(_text(folder / HYDRA), LOADER)["hydra"]["job"]["config_name"]
+    except (ConfigError, ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError):
+        return None
+    return name if name in ("eval", "export") else None
+
+
 def _free(run: Path) -> None:
     if not (run / LOCK).exists():  # no process uses it, and an attempt to lock it would leave a lock file
         return
@@ -377,7 +411,7 @@ def _lock(run: Path) -> Lock:
         except Timeout:
             if time.monotonic() > until:
                 raise ConfigError(
-                    f"{run} is in use by another kdcli process; wait for it, or choose another hydra.run.dir"
+                    f"{run} is in use by another kdcli process; wait for it, or choose another --out"
                 ) from None
             time.sleep(0.02)
         except FileNotFoundError:

@@ -14,11 +14,11 @@ from typing import Any
 import typer
 
 from kdcli import console
-from kdcli.cache_notes import KINDS, Entry, delete, entries, is_unfinished, unused
+from kdcli.cache_notes import KINDS, SHORT, Entry, delete, entries, is_unfinished, unused
 from kdcli.errors import ConfigError, ExitCode, ModelError, listed, shown, suggest
 from kdcli.files import cache_folder, digest, read_json
 from kdcli.model_files import SUMS, require_unchanged
-from kdcli.numbers import format_age, format_bytes
+from kdcli.numbers import format_age, format_bytes, format_items
 from kdcli.teachers.remote.ledger import Ledger
 from kdcli.teachers.shards import is_unchanged
 
@@ -90,16 +90,19 @@ def _table(chosen: Sequence[Entry]) -> None:
     rows = [
         [
             entry.kind + (" (unfinished)" if is_unfinished(entry) else ""),
+            entry.name[:SHORT],
             entry.note["teacher"] if entry.note else UNKNOWN,
             listed(entry.note["data"]) if entry.note else UNKNOWN,
             format_bytes(size),
-            format_age(time.time() - entry.used).removesuffix(" old"),
+            re.sub(" old$", " ago", format_age(time.time() - entry.used)),
         ]
         for entry, size in zip(chosen, sizes, strict=True)
     ]
     if rows:
-        console.table("", ["kind", "teacher", "data", "size", "last used before"], rows)
-    console.say(f"{len(rows)} entries, {format_bytes(sum(sizes))}, in {cache_folder()}")
+        console.table("", ["kind", "entry", "teacher", "data", "size", "last used"], rows)
+    console.say(
+        f"{format_items(len(rows), 'entry', 'entries')}, {format_bytes(sum(sizes))}, in {cache_folder()}"
+    )
 
 
 def clear(chosen: Sequence[Entry], yes: bool) -> int:
@@ -119,13 +122,16 @@ def clear(chosen: Sequence[Entry], yes: bool) -> int:
                     "nobody can be asked here, and nothing was deleted; give --yes to delete these entries"
                 )
             warning = " The answers of an endpoint were paid for." if paid else ""
-            if not typer.confirm(f"Delete these {len(chosen)} entries?{warning}"):
+            if not typer.confirm(f"Delete {format_items(len(chosen), 'entry', 'entries')}?{warning}"):
                 console.say("nothing was deleted")
                 return ExitCode.DONE
         freed = sum(entry.size for entry in chosen)
         for entry in chosen:
             delete(entry)
-    console.say(f"deleted {len(chosen)} entries: {format_bytes(freed)} are free again")
+    console.say(
+        f"deleted {format_items(len(chosen), 'entry', 'entries')}: {format_bytes(freed)} are free again"
+    )
+    console.say("next: kdcli cache ls")
     return ExitCode.DONE
 
 
@@ -150,6 +156,7 @@ def verify(chosen: Sequence[Entry], as_json: bool) -> int:
             else "all are as they were written"
         )
         console.say(f"checked {counts}: {end}")
+        console.say("next: kdcli cache ls")
     return ExitCode.FAILED if damaged else ExitCode.DONE
 
 
@@ -177,7 +184,7 @@ def _problem(check: Callable[[Path], str], path: Path) -> str:
 
 def _ledger_problem(path: Path) -> str:
     count, damaged = Ledger(path).check()
-    return f"{damaged} of {count} answers are damaged" if damaged else ""
+    return f"damaged answers: {damaged} of {count}" if damaged else ""
 
 
 def _model_problem(path: Path) -> str:

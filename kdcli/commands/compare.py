@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from kdcli import console
 from kdcli.errors import ConfigError, ExitCode
 from kdcli.files import user_path
+from kdcli.numbers import format_items
 from kdcli.report.comparison import compare as compare_runs
 from kdcli.report.tables import comparison_table
 
@@ -29,10 +31,21 @@ def compare(paths: Sequence[Path], out: Path | None, overwrite: bool, as_json: b
     if page is not None:
         from kdcli.report.compare_page import write_comparison
 
-        write_comparison(page, comparison, f"{len(comparison['runs'])} runs and files")
+        write_comparison(page, comparison, format_items(len(comparison["runs"]), "run", "runs and files"))
     if as_json:
         console.say(json.dumps(comparison, indent=2, ensure_ascii=False))
     else:
         comparison_table(comparison)
-        console.say(f"page: {page}" if page else "as a page: --out compare.html")
+        _end(paths, page, len(comparison["runs"]))
     return ExitCode.DONE
+
+
+def _end(paths: Sequence[Path], page: Path | None, count: int) -> None:
+    """Print where the page is, and the command that usually follows: with another run, or with a page."""
+    given = shlex.join(map(str, paths))
+    if page is not None:
+        console.say(f"page: {page}")
+    if count == 1:
+        console.say(f"give a second run to compare; next: kdcli compare {given} OTHER")
+    elif page is None:
+        console.say(f"next: kdcli compare {given} --out compare.html")

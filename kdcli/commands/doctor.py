@@ -22,6 +22,7 @@ from kdcli import console
 from kdcli.config.types import Dtype
 from kdcli.errors import ExitCode
 from kdcli.files import cache_folder
+from kdcli.numbers import format_items
 
 PACKAGES = (
     "torch", "transformers", "tokenizers", "datasets", "accelerate", "safetensors", "huggingface-hub", "hydra-core", "pydantic", "numpy",
@@ -175,7 +176,7 @@ def _rows(findings: dict[str, Any]) -> list[list[str]]:
         text = f"lacks {', '.join(missing)}: pip install 'kdcli[{extra}]'" if missing else "installed"
         rows.append([f"extra {extra}", text])
     memory, stored, hub = findings["memory"], findings["cache"], findings["hub"]
-    rows.append(["platform", f"{findings['platform']}, {findings['cores']} cores"])
+    rows.append(["platform", f"{findings['platform']}, {format_items(findings['cores'], 'core')}"])
     rows.append(
         ["memory", f"{_gigabytes(memory['bytes'])}, of which {_gigabytes(memory['free_bytes'])} are free"]
     )
@@ -183,7 +184,7 @@ def _rows(findings: dict[str, Any]) -> list[list[str]]:
         rows.append(["devices", f"torch cannot be imported ({findings['torch_error']}); install it again"])
     else:
         gpus = [f"{gpu['name']} ({_gigabytes(gpu['bytes'])})" for gpu in findings["gpus"]]
-        rows.append(["processor", f"{findings['processor']}, {findings['threads']} threads"])
+        rows.append(["processor", f"{findings['processor']}, {format_items(findings['threads'], 'thread')}"])
         rows.append(["GPUs", ", ".join(gpus) or "none; models are trained on the processor"])
         rows.append(["fast precisions", ", ".join(findings["fast_dtypes"])])
     rows.append(

@@ -46,7 +46,7 @@ from kdcli.models.checkpoint import (
 from kdcli.report.outcome import outcome
 from kdcli.report.tables import eval_table
 from kdcli.report.verdict import verdict_text
-from kdcli.rundir import saved_config, unanswered
+from kdcli.rundir import EVALUATION, saved_config, unanswered
 from kdcli.tasks import task_class, task_of
 from kdcli.tasks.base import Task
 from kdcli.tasks.labels import matcher
@@ -66,7 +66,9 @@ def evaluate(cfg: Config, folder: Path) -> int:
     # training rows beyond dataset.labelled have no label
     rows = with_gold(without(chosen, unanswered(run) if run else ()))
     shared = True
-    with console.ProgressStages(list(sources) or ["artifact"]) as stages:
+    does = "score and measure" if cfg.measure else "score"
+    names = list(sources) or ["artifact"]
+    with console.ProgressStages(names, labels={name: f"{does} {name}" for name in names}) as stages:
         if artifact is not None:
             with stages.stage("artifact"):
                 evaluator = _evaluate_artifact(cfg, artifact, task, rows)
@@ -91,12 +93,12 @@ def evaluate(cfg: Config, folder: Path) -> int:
         recorded_keys = {key: recorded[key] for key in ("smoke", "training", "endpoint") if key in recorded}
         result["verdict"] |= outcome(result | recorded_keys, "dataset.test")
         result["verdict"]["text"] = verdict_text(result | recorded_keys)
-    write_json(folder / "eval.json", result)
+    write_json(folder / EVALUATION, result)
     if cfg.format == "json":
         console.say(json.dumps(result, indent=2, ensure_ascii=False))
     else:
         eval_table(result)
-        console.say(f"eval.json: {folder / 'eval.json'}")
+        console.say(f"{EVALUATION}: {folder / EVALUATION}")
     return ExitCode.DONE
 
 
@@ -185,7 +187,7 @@ def _subjects(cfg: Config, run: Path | None) -> tuple[Path | None, dict[str, Che
     """
     if cfg.model and (cfg.run or cfg.artifact):
         raise ConfigError(
-            "model= stands alone: give either a checkpoint (model=), or a run (run=) or file of it (artifact=)"
+            "model= stands alone: give either a checkpoint (model=), or a run (RUN) or file of it (artifact=)"
         )
     if cfg.artifact:
         return find_artifact(cfg.artifact, run), {}

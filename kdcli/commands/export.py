@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,6 +32,13 @@ from kdcli.report.cards import card_data, export_card
 from kdcli.report.tables import export_table
 from kdcli.rundir import EXPORT
 
+LABELS = {
+    "torch": "score and measure the student",
+    "export": "write the files",
+    "artifacts": "run and compare the files",
+}
+"""The stages of an export, each with what it does."""
+
 
 def export(cfg: Config, hardware: str, job: Path | None = None) -> int:
     """Make RUN/export/<hardware>/ in a temporary folder, and replace the old one when every file has run.
@@ -45,7 +53,7 @@ def export(cfg: Config, hardware: str, job: Path | None = None) -> int:
     with ExitStack() as stack:
         folder = stack.enter_context(replaced(plan.out))
         stack.enter_context(writing(folder.parent))
-        stages = stack.enter_context(console.ProgressStages(["torch", "export", "artifacts"]))
+        stages = stack.enter_context(console.ProgressStages([*LABELS], labels=LABELS))
         with stages.stage("torch"):
             model, tokenizer = open_checkpoint(plan.student, task, length)
             split = Split(task, task.prepare(plan.test, tokenizer, length), tokenizer, length)
@@ -57,7 +65,7 @@ def export(cfg: Config, hardware: str, job: Path | None = None) -> int:
             folder.mkdir()
             files = plan.target.export(plan.student.path, folder, model.cpu(), inputs, length)
             generated = generate_reference(model, split, plan.measure)
-        with stages.stage("artifacts", len(files)) as stage:
+        with stages.stage("artifacts", len(files), "files") as stage:
             verified = verify(plan, folder, files, split, evaluator, generated, stage)
         rounding: dict[str, Any] = {}
         if plan.quantization is not None and verified.ran:
@@ -72,10 +80,16 @@ def export(cfg: Config, hardware: str, job: Path | None = None) -> int:
     status = ExitCode.DONE if verified.passed else ExitCode.MISSED
     if job:
         result.model_copy(update={"exit_code": int(status)}).write(job / EXPORT)
+    address = None
+    if cfg.hub.push_to and status == ExitCode.DONE:
+        address = push(plan.out, cfg.hub.push_to, cfg.hub.private, hardware)
+    if cfg.format == "json":
+        console.say(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
+        return status
     export_table(result.as_json())
     console.say(f"files: {plan.out}")
-    if cfg.hub.push_to and status == ExitCode.DONE:
-        console.say(f"published: {push(plan.out, cfg.hub.push_to, cfg.hub.private, hardware)}")
+    if address is not None:
+        console.say(f"published: {address}")
     if plan.target.hint:
         console.say(plan.target.hint.format(out=plan.out))
     return status

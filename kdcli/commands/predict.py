@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import IO
 
 from kdcli import console
 from kdcli.data.sources import SUFFIXES_OF_DATA, data_suffix
-from kdcli.errors import DataError, ExitCode
+from kdcli.errors import ConfigError, DataError, ExitCode, shown
 from kdcli.files import replaced, user_path
-from kdcli.inference.inputs import from_file, from_line, from_words
+from kdcli.inference.inputs import from_file, from_line, from_words, require_texts
 from kdcli.inference.paths import CSV_SUFFIXES
 from kdcli.inference.predictor import CHUNK, Predictor, csv_lines, json_line
+from kdcli.numbers import format_items
 from kdcli.tasks.inference import Prediction, Values
 
 SHOWN = 60
@@ -40,7 +42,9 @@ def predict(
     inputs, from_data = _inputs(predictor, words)
     if out is not None:
         _write(predictor, inputs, out, max_new_tokens)
-        console.say(f"{len(inputs):,} rows: {out}")
+        console.say(f"{format_items(len(inputs), 'row')}: {out}")
+        if from_data and words[0] != "-" and not as_json and predictor.subject.run is not None:
+            console.say(f"next, if the rows have labels: {_scoring(predictor, words)}")
         return ExitCode.DONE
     predictions = [prediction for chunk in predictor.chunks(inputs, max_new_tokens) for prediction in chunk]
     if as_json or (from_data and not sys.stdout.isatty()):
@@ -51,10 +55,28 @@ def predict(
     return ExitCode.DONE
 
 
+def _scoring(predictor: Predictor, words: Sequence[str]) -> str:
+    """Return the command that scores a model of a run on the rows of a file.
+
+    Args:
+        words: the file, and KEY=VALUE that say how it is read.
+    """
+    subject = predictor.subject
+    artifact = [f"artifact={subject.path}"] if subject.exported else []
+    keys = [f"dataset.{word.removeprefix('dataset.')}" for word in words[1:]]
+    return shlex.join(
+        ["kdcli", "eval", str(subject.run), *artifact, f"dataset.path={words[0]}", *keys, "split=all"]
+    )
+
+
 def _inputs(predictor: Predictor, words: Sequence[str]) -> tuple[list[Values], bool]:
     """Return the inputs that words name, and whether they come from a file or from stdin."""
     first = words[0]
     if first == "-":
+        if len(words) > 1:
+            raise ConfigError(
+                f"{shown(words[1])} stands after -, by which the lines of stdin are texts; leave one of them out"
+            )
         lines = [line.rstrip("\r\n") for line in sys.stdin]
         return [from_line(line, predictor.inference) for line in lines if line.strip()], True
     if _is_file(first):
@@ -63,6 +85,7 @@ def _inputs(predictor: Predictor, words: Sequence[str]) -> tuple[list[Values], b
         raise DataError(
             f"the data file {first} does not exist (looked for {user_path(first).absolute()}); correct the path"
         )
+    require_texts(words)
     return from_words(words, predictor.inference), False
 
 
@@ -78,7 +101,7 @@ def _write(predictor: Predictor, inputs: Sequence[Values], out: Path, max_new_to
     with (
         replaced(out) as temporary,
         console.ProgressStages(["predict"]) as stages,
-        stages.stage("predict", len(inputs)) as stage,
+        stages.stage("predict", len(inputs), "rows") as stage,
         temporary.open("w", encoding="utf-8") as stream,
     ):
         for text, done in _texts(predictor, inputs, out, max_new_tokens):

@@ -309,7 +309,7 @@ def describe_problems(
         where = abbreviated(".".join(filter(None, [path, *keys]))) or "the config"
         if items[0]["type"] == "extra_forbidden":
             names = allowed_keys(keys)
-            yield f"{where}: not {what}{suggest(keys[-1], names)} (known: {listed(sorted(names))})"
+            yield f"{where}: not {what}{suggest(keys[-1], names) or f' (known: {listed(sorted(names))})'}"
         elif items[0]["type"] == "missing":
             yield f"{where}: a value is needed; give {where}=…"
         else:

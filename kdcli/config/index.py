@@ -22,7 +22,7 @@ from kdcli.config.declarations import (
     find_class,
 )
 from kdcli.config.groups import Choice, choose, config_groups, group_options
-from kdcli.errors import ConfigError, abbreviated, suggest
+from kdcli.errors import ConfigError, abbreviated, abbreviates, nearest
 
 SCHEMA = "kdcli.config.schema"
 COMMANDS = {"distill": f"{SCHEMA}.Distill", "eval": f"{SCHEMA}.Eval", "export": f"{SCHEMA}.Export"}
@@ -35,6 +35,8 @@ ABOUT = {
     "recipe": "What is chosen along with the data set of the same name.",
 }
 """The config groups that set keys of others."""
+MOST_SUGGESTED = 2
+"""The most keys that a message suggests."""
 EXACT = 10_000_000
 """Powers of ten are written out below it."""
 
@@ -178,8 +180,43 @@ def keys_named(name: str, command: str) -> list[str]:
     """
     groups = config_groups()
     names = {key.name for key in keys(command) if not key.is_section or key.name in groups}
-    named = [key for key in names if name in (key, key.rpartition(".")[2])]
-    return sorted(named, key=lambda key: (key.count("."), not key.startswith("trainer."), key))
+    return _named(name, names)
+
+
+def _named(name: str, names: Iterable[str]) -> list[str]:
+    return sorted((key for key in names if name in (key, key.rpartition(".")[2])), key=_likelihood)
+
+
+def _likelihood(key: str) -> tuple[int, bool, str]:
+    """Return what sorts keys of the same name: those of the run before those of its parts, and those of the training first."""
+    return key.count("."), not key.startswith("trainer."), key
+
+
+def similar_keys(name: str, names: Iterable[str]) -> list[str]:
+    """Return the keys that a misspelt or abbreviated name means, the likeliest first: the nearest key, or those whose last part is the nearest one to
+    the name (lr: trainer.learning_rate and teacher.trainer.learning_rate)."""
+    names = set(names)
+    section, _, last = name.replace("-", "_").rpartition(".")
+    inside = {key for key in names if not section or key.startswith(f"{section}.")}
+    parts = {key: key.rpartition(".")[2] for key in sorted(inside, key=_likelihood)}
+    abbreviated_parts = (part for part in parts.values() if abbreviates(last, part))
+    if part := next(abbreviated_parts, None) or nearest(last, set(parts.values())):
+        return _named(part, inside)
+    complete = nearest(name, names)
+    return [] if complete is None else [complete]
+
+
+def keys_meant(name: str, command: str) -> list[str]:
+    """Return the keys of a command whose last part is a name, or else those that the misspelt or abbreviated name means, the likeliest first."""
+    return keys_named(name, command) or similar_keys(
+        name, (key.name for key in keys(command) if not key.is_section)
+    )
+
+
+def suggest_keys(name: str, names: Iterable[str]) -> str:
+    """Return `; did you mean X?` with the keys that a misspelt or abbreviated name means; an empty string: there is none."""
+    similar = similar_keys(name, names)
+    return f"; did you mean {' or '.join(similar[:MOST_SUGGESTED])}?" if similar else ""
 
 
 def describe_group(group: str) -> str:
@@ -208,7 +245,7 @@ def no_such_key(prefix: str, candidates: Sequence[Key]) -> ConfigError:
         )
     names = list(dict.fromkeys(key.name for key in candidates))
     return ConfigError(
-        f"{abbreviated(prefix)}: there is no such key{suggest(prefix, names)} (look it up with kdcli keys)"
+        f"{abbreviated(prefix)}: there is no such key{suggest_keys(prefix, names)} (look it up with kdcli keys)"
     )
 
 

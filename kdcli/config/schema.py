@@ -560,7 +560,7 @@ class Eval(Section):
     @model_validator(mode="after")
     def _subject(self) -> Eval:
         if not (self.run or self.model or self.artifact):
-            raise ValueError("what is to be scored? give run=RUN, model=CHECKPOINT or artifact=FILE")
+            raise ValueError("which model? give run=RUN, model=CHECKPOINT or artifact=FILE")
         return self
 
     @model_validator(mode="after")
@@ -593,6 +593,8 @@ class Export(Section):
     """Run the Python files in the student's folder. Off unless you trust their author."""
     measure: Measure = Measure(request_rates=[10, 100])
     hub: Hub = Hub()
+    format: Literal["table", "json"] = "table"
+    """The format of stdout. export.json is written in both cases."""
 
 
 COMMANDS: dict[str, type[Section]] = {"distill": Distill, "eval": Eval, "export": Export}

@@ -18,7 +18,7 @@ from kdcli.config.types import Dtype, Quantization
 from kdcli.errors import ConfigError
 from kdcli.evaluation.sections import EndpointResult, GenerationResult, Mistakes, Part, Translations
 from kdcli.files import read_json, write_json, write_text
-from kdcli.rundir import EXPORT, REPORT, saved_config
+from kdcli.rundir import EXPORT, REPORT, require_run, saved_config
 from kdcli.tasks.presentation import Outcome
 
 logger = logging.getLogger(__name__)
@@ -483,7 +483,7 @@ def read_report(run: Path) -> Report:
     """Return the report of a finished run.
 
     Raises:
-        ConfigError: the run is not finished, or its report is damaged or of a newer version.
+        ConfigError: it is no run, the run is not finished, or its report is damaged or of a newer version.
     """
     saved_config(run)
     return finished_report(run)
@@ -493,11 +493,12 @@ def finished_report(run: Path) -> Report:
     """Return the report of a finished run, whatever its config holds.
 
     Raises:
-        ConfigError: the run is not finished, or its report is damaged or of a newer version.
+        ConfigError: it is no run, the run is not finished, or its report is damaged or of a newer version.
     """
     if not (run / REPORT).is_file():
+        require_run(run)
         raise ConfigError(
-            f"{run} is not finished (no {REPORT}); continue it with: kdcli distill hydra.run.dir={run} …"
+            f"{run} is not finished (no {REPORT}); continue it with: kdcli distill … --out {run}"
         )
     return read(run / REPORT, Report, "the same kdcli distill writes it again")
 
@@ -508,7 +509,7 @@ def read_export(folder: Path) -> ExportResult:
     Raises:
         ConfigError: they are damaged, or of a newer version.
     """
-    return read(folder / EXPORT, ExportResult, "export again: kdcli export run=RUN hardware=…")
+    return read(folder / EXPORT, ExportResult, "export again: kdcli export RUN hardware=…")
 
 
 def is_finished(run: Path) -> bool:

@@ -287,7 +287,7 @@ def require_unchanged(path: Path, hardware: str, hashes: Mapping[str, str]) -> N
             )
             raise ModelError(
                 f"{file} is not the file that was exported: export.json says sha256 {expected[:12]}…, and it {state}; export again: "
-                f"kdcli export run=RUN hardware={hardware}"
+                f"kdcli export RUN hardware={hardware}"
             )
 
 

@@ -53,7 +53,7 @@ def _recommended(path: Path) -> Path:
     if not matches:
         raise ModelError(
             f"{result.recommended}, which {path / EXPORT} recommends, is gone; export again: "
-            f"kdcli export run=RUN hardware={result.hardware}"
+            f"kdcli export RUN hardware={result.hardware}"
         )
     return require_inside(path, matches[0], f"{path / EXPORT}: recommended")
 
@@ -70,7 +70,7 @@ def _require_exported(artifact: Path, run: Path | None) -> None:
         and result.student != Checkpoint(run / "student", "student").weights_hash
     ):
         raise ModelError(
-            f"{artifact} was made from another student than {run / 'student'}; export that one anew, or leave run= away "
+            f"{artifact} was made from another student than {run / 'student'}; export that one anew, or leave the run out "
             "and name the data set (dataset=…)"
         )
     if (entry := result.artifacts.get(artifact.name)) is not None:

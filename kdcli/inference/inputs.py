@@ -40,7 +40,7 @@ def from_words(words: Sequence[str], inference: Inference) -> list[Values]:
     fields = list(inference.fields)
     if len(words) % len(fields):
         raise ConfigError(
-            f"an input is {len(fields)} texts ({', '.join(fields)}), and {len(words)} were given; give {len(fields)} for each input"
+            f"an input is {len(fields)} texts ({', '.join(fields)}), and the command line has {len(words)}; give {len(fields)} for each input"
         )
     groups = zip(*[iter(words)] * len(fields), strict=True)
     return [inference.check(group, f"input {number}") for number, group in enumerate(groups, 1)]
@@ -94,6 +94,21 @@ def from_file(given: str, words: Sequence[str], inference: Inference) -> list[Va
     return [tuple(row) for row in part.rows]
 
 
+def require_texts(words: Sequence[str]) -> None:
+    """Refuse words that say how a file is read, where the words are texts.
+
+    Raises:
+        ConfigError
+    """
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if equals and key.removeprefix("dataset.") in InputFile.model_fields:
+            raise ConfigError(
+                f"{shown(word)} says how a file of inputs is read, and no file is given; give the file before it, or leave it out (a text that "
+                "begins so is read from stdin: -)"
+            )
+
+
 def _chosen(words: Sequence[str]) -> dict[str, Any]:
     """Return the values of KEY=VALUE words, by their keys."""
     tree: dict[str, Any] = {}
@@ -102,8 +117,7 @@ def _chosen(words: Sequence[str]) -> dict[str, Any]:
         key = name.removeprefix("dataset.")
         names = [*InputFile.model_fields]
         if not equals or key not in names:
-            raise ConfigError(
-                f"{shown(word)} is not KEY=VALUE of a file of inputs{suggest(key, names)}; expected one of: {listed(f'{each}=' for each in names)}"
-            )
+            expected = suggest(key, names) or f"; expected one of: {listed(f'{each}=' for each in names)}"
+            raise ConfigError(f"{shown(word)} is not KEY=VALUE of a file of inputs{expected} (text=COLUMN …)")
         tree[key] = yaml.safe_load(value) if value[:1] == "[" else value
     return check_values(InputFile, tree).model_dump(include=set(tree))

@@ -22,7 +22,7 @@ def locate(given: str) -> tuple[Path, Path | None]:
     """Return the absolute path, which need not exist, and the finished run that it is or belongs to; None: there is none.
 
     Raises:
-        ConfigError: it is a run that is not finished, the directory of a sweep, a control, or a training directory.
+        ConfigError: it is a run that is not finished, the directory of an evaluation or of a sweep, a control, or a training directory.
         ModelError: it does not exist, and is no id of the hub.
     """
     path = user_path(given).absolute()

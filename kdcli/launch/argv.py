@@ -150,7 +150,7 @@ def written_keys(
 
 
 def override_value(overrides: Iterable[str], key: str) -> str | None:
-    values = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == key]
+    values = [word.partition("=")[2] for word in overrides if word.startswith(f"{key}=")]
     return values[-1].strip("'\"") if values else None
 
 

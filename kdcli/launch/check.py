@@ -50,7 +50,7 @@ def run_check(
 
     Args:
         written: the keys that the user wrote, with their positions in files.
-        command: the command line that starts the run, to print as the next one.
+        command: the command line that starts the run, to print as the next one; of a finished run, its export is.
 
     Raises:
         KDError: what would stop the run.
@@ -74,7 +74,7 @@ def run_check(
         result = check(config, folder, names, chose_hardware, options.with_models)
     if result is None:
         return
-    start = shlex.join(command)
+    start = shlex.join(["kdcli", "export", str(folder)] if state == "finished" else command)
     if options.as_json:
         place = {"path": str(folder), "state": state} if is_named else None
         console.say(

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,14 @@ def config_remarks(command: str, composed: DictConfig) -> list[str]:
     return remarks(Distill.model_validate(config_tree(composed))) if command == "distill" else []
 
 
-def register_defaults(command: str, overrides: list[str], rerun: Path | None) -> tuple[str, list[str]]:
-    """Register the schema's defaults, the user's folder and a recorded run with Hydra; returns the config's name and the overrides."""
+def register_defaults(
+    command: str, overrides: list[str], rerun: Path | None, typed: Sequence[str]
+) -> tuple[str, list[str]]:
+    """Register the schema's defaults, the user's folder and a recorded run with Hydra; returns the config's name and the overrides.
+
+    Args:
+        typed: the overrides that the command line has; the others are those of the file that it names.
+    """
     store = ConfigStore.instance()
     store.store(name=f"schema_{command}", node=defaults(COMMANDS[command]), provider="kdcli")
     for old, new in renamed.OPTIONS.items():
@@ -81,7 +87,7 @@ def register_defaults(command: str, overrides: list[str], rerun: Path | None) ->
     elif command == "eval" and override_value(overrides, "run"):
         overrides = _with_dataset_of_run(overrides)
     else:
-        overrides = _with_group_of_own_data(overrides)
+        overrides = _with_group_of_own_data(overrides, typed)
     name = command if rerun is None else RERUN
     return name, _with_stage_keys(name, overrides)
 
@@ -130,21 +136,24 @@ def _with_dataset_of_run(overrides: list[str]) -> list[str]:
     return [*overrides, "dataset=of_the_run"]
 
 
-def _with_group_of_own_data(overrides: list[str]) -> list[str]:
+def _with_group_of_own_data(overrides: list[str], typed: Sequence[str]) -> list[str]:
     """Return overrides that name a file of the user's own, and no group, with the group of such files: the labels, the cleaning and the sizes of the
-    packaged data set are not those of another file."""
-    paths = [
-        word.partition("=")[2] for word in overrides if word.lstrip("+").partition("=")[0] == "dataset.path"
-    ]
+    packaged data set are not those of another file. The log names the group if the path is typed."""
+    paths, typed_paths = (
+        [word.partition("=")[2] for word in words if word.lstrip("+").partition("=")[0] == "dataset.path"]
+        for words in (overrides, typed)
+    )
     chosen = any(
         word.partition("=")[0] in ("dataset", "experiment") and word.partition("=")[2] != "null"
         for word in overrides
     )
     if not paths or chosen or paths[-1].strip("'\"").startswith(PACKAGE):
         return overrides
-    logger.info(
-        "dataset.path=%s without dataset=: read as dataset=csv, whose format is found", paths[-1].strip("'\"")
-    )
+    if typed_paths:
+        logger.info(
+            "dataset.path=%s without dataset=: read as dataset=csv, whose format is found",
+            typed_paths[-1].strip("'\""),
+        )
     return ["dataset=csv", *overrides]
 
 
@@ -318,7 +327,7 @@ def resolved_folder(composed: DictConfig, key: str, within: Path = Path()) -> Pa
         ) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"{key}: the run directory cannot be made there ({error}); choose another"
+            f"{key}: the run directory cannot be made there ({error}); choose another --out"
         ) from None
     return folder
 

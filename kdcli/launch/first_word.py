@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdcli.config.index import keys_named
+from kdcli.config.index import keys_meant
 from kdcli.config.schema import COMMANDS
 from kdcli.data.sources import SUFFIXES_OF_DATA, data_suffix
 from kdcli.errors import ConfigError, shown, suggest
@@ -65,7 +65,7 @@ def with_run_directory(command: str, words: Sequence[str]) -> list[str]:
         expected = f"it looks like data: write a config for it (kdcli init {wrong}), or give it as dataset.path={wrong}"
     elif user_path(wrong).is_dir():
         expected = f"it is a folder: a run is repeated with --rerun {wrong}, and continued by its own command with --out {wrong}"
-    elif candidates := keys_named(wrong, command):
+    elif candidates := keys_meant(wrong, command):
         expected = f"config keys are given as KEY=VALUE: write {candidates[0]}=…"
     else:
         expected = "expected KEY=VALUE, or first a YAML file with keys (kdcli distill kdcli.yaml)"

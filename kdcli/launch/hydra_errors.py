@@ -25,7 +25,7 @@ from kdcli.config.check import defaults
 from kdcli.config.groups import config_groups, no_such_option
 from kdcli.config.paths import conf_dir, user_conf_dir
 from kdcli.config.schema import COMMANDS, Distill
-from kdcli.errors import ConfigError, KDError, abbreviated, suggest
+from kdcli.errors import ConfigError, KDError, abbreviated
 from kdcli.files import cache_folder, storage_error
 
 VERSION_BASE = "1.3"
@@ -156,7 +156,7 @@ def _short(command: str, overrides: list[str], error: Exception) -> str:
     keys = [word.partition("=")[0].partition("@")[0].replace("/", ".") for word in words]
     unknown = [key for key in keys if key not in valid and not key.startswith("hydra.")]
     if any(key in text or key.rpartition(".")[2] in text for key in unknown):
-        lines = [f"{key}: there is no such key{suggest(key, valid)}" for key in unknown]
+        lines = [f"{key}: there is no such key{index.suggest_keys(key, valid)}" for key in unknown]
         return "\n  ".join(lines) + " (kdcli keys shows all)"
     return text.removesuffix(
         "Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from omegaconf import DictConfig
 
 from kdcli import console, processes, rundir
 from kdcli.config import renamed
@@ -49,8 +51,8 @@ from kdcli.launch.hydra_errors import failure_of
 from kdcli.launch.job import run_hydra, run_single
 from kdcli.launch.sweep import sweep
 
-NEXT = {"distill": "kdcli export {}", "export": "kdcli predict {} 'A text.'"}
-"""The command that usually follows another one, with the directory that was written."""
+TEXT = "A text."
+"""The text of the command by which a model is tried."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,12 @@ class Done:
     Attributes:
         status: its exit code.
         folder: the directory that it wrote or read: that of the run, or of an export; None: of a sweep, or of a config that was only shown.
+        following: the words of the command that usually follows; empty: none does.
     """
 
     status: int
     folder: Path | None = None
+    following: tuple[str, ...] = ()
 
 
 def launch(command: str, overrides: list[str], *options: Any, **named: Any) -> int:
@@ -76,8 +80,8 @@ def launch(command: str, overrides: list[str], *options: Any, **named: Any) -> i
     with processes.watched():
         try:
             done = call(command, overrides, *options, **named)
-            if command in NEXT and done.status == ExitCode.DONE and done.folder is not None:
-                console.say(f"next: {NEXT[command].format(shlex.quote(str(done.folder)))}")
+            if done.following and done.status == ExitCode.DONE:
+                console.say(f"next: {shlex.join(['kdcli', *done.following])}")
             return done.status
         except KeyboardInterrupt as error:
             ended = peers.failure()
@@ -107,6 +111,7 @@ def call(
     trust_run: bool = False,
     out: Path | None = None,
     check: CheckOptions | None = None,
+    as_json: bool = False,
 ) -> Done:
     """Run a command.
 
@@ -114,6 +119,7 @@ def call(
         overrides: the words of the command line; the first one may be a file with keys, or the run directory of eval and export.
         out: the run directory, or that of a sweep; None: the one of the config.
         check: only report what the run would do and cost; the command is distill.
+        as_json: eval and export print JSON, as with format=json.
 
     Raises:
         KDError: it was refused, or failed.
@@ -125,6 +131,9 @@ def call(
     with processes.watched():
         before = processes.children()
         try:
+            if (as_json or (check is not None and check.as_json)) and multirun:
+                raise ConfigError("--json describes one run, and -m means several; leave one of them out")
+            overrides = [*overrides, *(["format=json"] if as_json else [])]
             return _launch(command, overrides, multirun, config_dir, cfg, resolve, info, rerun, out, check)
         except KeyboardInterrupt:
             processes.end_children(before)
@@ -154,8 +163,6 @@ def _launch(
         for each in value.split(",") if "${" not in value else ():
             if problem := secret_in(key.replace("/", "."), each.strip("'\"[] ")):
                 raise ConfigError(problem)
-    if check is not None and check.as_json and multirun:
-        raise ConfigError("--json describes one run, and -m means several; leave one of them out")
     if resolve and not cfg:
         raise ConfigError("--resolve goes with --cfg job")
     for option, chosen, allowed in (("--cfg", cfg, CFG), ("--info", info, INFO)):
@@ -163,15 +170,16 @@ def _launch(
             raise ConfigError(f"{option} {shown(chosen)}: expected one of {', '.join(allowed)}")
     overrides = [renamed.addable_override(expand_home(word)) for word in overrides]
     overrides = with_folder(overrides, out, multirun)
-    typed = parse_overrides(overrides)
+    typed_words, typed = overrides, parse_overrides(overrides)
     overrides = [*file.overrides(overrides), *overrides]
+    _require_subject(command, overrides)
     parsed = parse_overrides(overrides)
     renamed.warn_of_options(chosen_options(parsed))
     require_choices(parsed)
     require_known_hydra_keys(parsed)
     own = own_options(command, parsed)
     written = written_keys(typed, own, file.positions)
-    name, overrides = register_defaults(command, overrides, rerun)
+    name, overrides = register_defaults(command, overrides, rerun, typed_words)
     if cfg or info:
         return Done(_show(command, name, overrides, written, cfg, info, resolve))
     if multirun:
@@ -196,16 +204,45 @@ def _launch(
             clean_cache()
             rundir.tidy(folder)
         console.say(f"{folder} is finished; see {folder / 'report.html'}")
-        return Done(ExitCode.DONE, folder)
+        return Done(ExitCode.DONE, folder, _following(command, composed, folder))
     require_parts(command, composed, written)
     for remark in config_remarks(command, composed):
         console.warn(remark)
     rundir.make(folder)
     status = run_single(command, composed, folder)
-    exported = command == "export"
-    return Done(
-        status, folder / "export" / str(composed.hydra.runtime.choices.hardware) if exported else folder
-    )
+    if command == "export":
+        folder = folder / "export" / str(composed.hydra.runtime.choices.hardware)
+    return Done(status, folder, _following(command, composed, folder))
+
+
+def _require_subject(command: str, overrides: Sequence[str]) -> None:
+    """Refuse an evaluation or an export of nothing, before its config is composed.
+
+    Raises:
+        ConfigError: no word names what is scored or exported.
+    """
+    given = {word.lstrip("+").partition("=")[0] for word in overrides}
+    if command == "export" and "run" not in given:
+        raise ConfigError("which run? kdcli export RUN (take a finished one)")
+    if command == "eval" and not given & {"run", "model", "artifact"}:
+        raise ConfigError("which model? kdcli eval RUN (or give model=CHECKPOINT or artifact=FILE)")
+
+
+def _following(command: str, composed: DictConfig, folder: Path) -> tuple[str, ...]:
+    """Return the words of the command that usually follows, without kdcli; empty: the output is for machines.
+
+    Args:
+        folder: the directory that the command wrote.
+    """
+    if command == "distill":
+        return "export", str(folder)
+    if composed.format == "json":
+        return ()
+    if command == "export":
+        return "predict", str(folder), TEXT
+    if composed.artifact and user_path(composed.artifact).exists():
+        return "predict", str(composed.artifact), TEXT
+    return ("predict", str(composed.model), TEXT) if composed.model else ("export", str(composed.run))
 
 
 def _show(

@@ -192,7 +192,8 @@ def _locate(cfg: CheckpointConfig, what: str, weights: bool = True) -> tuple[Pat
         raise ModelError(
             f"the {what} directory {cfg.path} does not exist (looked for {local.absolute()}); correct the path, or give the id of a hub repository"
         )
-    return snapshot(cfg.path, cfg.revision, "model", cfg.trust_remote_code, weights)
+    remedy = "give the path of a run, an export or a model" if what == "model" else None
+    return snapshot(cfg.path, cfg.revision, "model", cfg.trust_remote_code, weights, remedy)
 
 
 def _base_model(folder: Path, cfg: CheckpointConfig, what: str) -> Path:

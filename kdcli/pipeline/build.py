@@ -92,7 +92,7 @@ def plan_run(cfg: Config, folder: Path, names: Mapping[str, str], chose_hardware
     peers.folder = folder = Path(broadcast_object_list([str(folder)])[0])
     if not cfg.dry_run:  # which writes nothing
         peers.watch(state)
-        require_shared({"hydra.run.dir": folder, "KDCLI_CACHE_DIR": cache_folder()}, state)
+        require_shared({"run directory": folder, "KDCLI_CACHE_DIR": cache_folder()}, state)
     require_machine(cfg, state)
     phases = plan_phases(cfg)
     remote = remote_teacher(cfg, phases)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kdcli import console
-from kdcli.numbers import format_age, format_bytes
+from kdcli.numbers import format_age, format_bytes, format_items
 from kdcli.pipeline.memory_plan import MemoryPlan
 from kdcli.teachers.remote.limits import Estimate
 
@@ -158,7 +158,7 @@ def _estimate_text(estimate: Estimate, name: str) -> str:
             f", of which {estimate.in_ledger:,} are answered in the ledger (the oldest answer: {format_age(time.time() - estimate.oldest)}; "
             "teacher.fresh=true queries again, and kdcli cache clear --kind answers drops all answers)"
         )
-    queries = f"{estimate.questions:,} queries to {name}{before}"
+    queries = f"{format_items(estimate.questions, 'query', 'queries')} to {name}{before}"
     if (
         estimate.completion_tokens == 0 and estimate.cost is None
     ):  # it writes nothing, and tokens have no price

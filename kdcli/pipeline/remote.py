@@ -22,6 +22,7 @@ from kdcli.errors import TeacherError, listed
 from kdcli.evaluation.predict import predictions_from_teacher
 from kdcli.files import write_json, write_jsonl
 from kdcli.models.checkpoint import load_tokenizer
+from kdcli.numbers import format_items
 from kdcli.pipeline.cache import exclusive, write_rows
 from kdcli.pipeline.plan import Run, TeacherData
 from kdcli.pipeline.rollouts import TRUNCATED, log_dropped
@@ -180,7 +181,7 @@ def remote_rollouts(
 
 def _extra(usage: Usage) -> str:
     cost = "" if usage.cost is None else f", {usage.cost:.2f} spent"
-    return f"{usage.requests:,} requests{cost}"
+    return f"{format_items(usage.requests, 'request')}{cost}"
 
 
 def _usage_file(run: Run) -> Path:

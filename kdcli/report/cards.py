@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from kdcli.errors import printable
-from kdcli.numbers import format_count, format_number, format_share
+from kdcli.numbers import format_count, format_items, format_number, format_share
 from kdcli.report.metrics import baseline_lines, baselines, metric_of, present_models
 from kdcli.report.tables import (
     UNRUN,
@@ -187,6 +187,7 @@ def _render(template: str, **values: Any) -> str:
 
     jinja = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     jinja.filters["count"] = "{:,}".format
+    jinja.filters["counted"] = format_items
     path = Path(__file__).parent / "templates" / template
     return jinja.from_string(path.read_text(encoding="utf-8")).render(values)
 

@@ -87,24 +87,33 @@ def _entries(path: Path) -> Iterator[tuple[Entry, RowScores | None]]:
             raise ConfigError(f"{path} is a sweep without runs; start it with kdcli distill -m")
         for job in jobs:
             yield from _job(job)
-    elif (path / rundir.HYDRA).is_file():
-        yield _run(path)
     elif (path / rundir.EXPORT).is_file():
         yield from _exported(path)
+    elif (path / rundir.HYDRA).is_file():
+        yield _run(path)
     else:
+        rundir.require_run(path)
         raise ConfigError(
             f"{path} is no run directory, no sweep directory and no folder that kdcli export wrote; give such ones"
         )
 
 
 def _job(job: Path) -> Iterator[tuple[Entry, RowScores | None]]:
-    """Return a run of a sweep, which may have failed."""
+    """Yield a run of a sweep, which may have failed, or the files of a job of an export.
+
+    Raises:
+        ConfigError: it is a job of an evaluation.
+    """
     message = "it did not finish"
     if (job / rundir.ERROR).is_file():
         message = rundir.read_error(job)["message"]
+    elif (job / rundir.EXPORT).is_file():
+        yield from _exported(job)
+        return
     elif is_finished(job):
         yield _run(job)
         return
+    rundir.require_run(job)
     keys = _flat(rundir.recorded_keys(job)) if (job / rundir.HYDRA).is_file() else {}
     yield _entry(job, "failed", STUDENT, keys) | {"message": message}, None
 

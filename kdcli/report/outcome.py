@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kdcli.numbers import format_number, format_pair
+from kdcli.numbers import format_items, format_number, format_pair
 from kdcli.report.metrics import metric_of, present_models
 from kdcli.tasks.presentation import Metric, Report, outcome_by_interval
 
@@ -68,7 +68,7 @@ def _unfinished(report: Report) -> Iterator[Missing]:
         if key is not None and model in COMPARED and model in report["models"]:
             by_key.setdefault(key, []).append(name)
     for key, names in by_key.items():
-        steps = ", ".join(f"{report['training'][name]['steps']:,} steps" for name in names)
+        steps = ", ".join(format_items(report["training"][name]["steps"], "step") for name in names)
         verb = "was" if len(names) == 1 else "were"
         yield Missing(
             f"{_names(names)} {verb} not shown to have stopped improving when training ended ({steps})", key
@@ -127,21 +127,21 @@ def _too_few_rows(report: Report, test_key: str) -> Iterator[Missing]:
     smallest, rows = format_number(report["verdict"]["smallest_gain"]), number_of_rows(report)
     if smallest is None:
         if report["verdict"].get("gain_ci95") != [0.0, 0.0]:
-            yield Missing(f"{rows} test rows can show no gain", test_key)
+            yield Missing(f"{rows} can show no gain", test_key)
         return
     teacher, control = (format_number(models[name].get("score")) for name in ("teacher", "control"))
     ahead = abs(teacher - control) if teacher is not None and control is not None else 0.0
     if smallest > max(ahead, metric.relevant):
         yield Missing(
-            f"{rows} test rows show a gain from {amount(metric, smallest)} on, and one of "
+            f"{rows} show a gain from {amount(metric, smallest)} on, and one of "
             f"{amount(metric, max(ahead, metric.relevant))} would matter",
             test_key,
         )
 
 
 def number_of_rows(report: Report) -> str:
-    """Return the number of test rows of a report, or of the rows of an evaluation."""
-    return f"{report.get('test_examples', report.get('examples', 0)):,}"
+    """Return the number of test rows of a report, or of the rows of an evaluation: ``64 test rows``."""
+    return format_items(report.get("test_examples", report.get("examples", 0)), "test row")
 
 
 def amount(metric: Metric, difference: float) -> str:

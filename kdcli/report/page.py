@@ -15,6 +15,7 @@ from kdcli.files import read_json, write_text
 from kdcli.numbers import (
     format_bytes,
     format_count,
+    format_items,
     format_milliseconds,
     format_number,
     format_rate,
@@ -66,7 +67,7 @@ def _endpoint(endpoint: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if agreement.get("rouge_l") is not None:
         yield (
             "ROUGE-L against the references",
-            f"{format_figure(agreement['rouge_l'], 3)} ({agreement['gold']:,} rows)",
+            f"{format_figure(agreement['rouge_l'], 3)} ({format_items(agreement['gold'], 'row')})",
         )
     if "soft_labels" in endpoint:
         yield "soft labels", endpoint["soft_labels"]
@@ -139,6 +140,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         loader=FileSystemLoader(TEMPLATES),
     )
     jinja.filters["unbroken"] = _unbroken
+    jinja.filters["counted"] = format_items
     return jinja.get_template(template).render(values)
 
 
@@ -361,7 +363,7 @@ STOPPED = {
 def _length(entry: Mapping[str, Any]) -> str:
     """Return how long a model was trained, and where its best validation score was."""
     best = entry.get("best_step")
-    text = f"{entry.get('steps') or 0:,} steps, {STOPPED.get(entry.get('stopped') or '', 'for a reason that is not known')}"
+    text = f"{format_items(entry.get('steps') or 0, 'step')}, {STOPPED.get(entry.get('stopped') or '', 'for a reason that is not known')}"
     if entry.get("flat") is False:
         text += "; its validation curve still improved"
     if (buffer := entry.get("rollout_buffer") or 1) > 1:
@@ -382,7 +384,7 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]
     return [
         (
             name,
-            console.duration(took) + (f" · {steps[name]:,} steps" if steps[name] else ""),
+            console.duration(took) + (f" · {format_items(steps[name], 'step')}" if steps[name] else ""),
             100 * took / longest,
         )
         for name, took in seconds.items()

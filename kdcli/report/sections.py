@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from kdcli.numbers import format_number, truncate_text
+from kdcli.numbers import format_items, format_number, truncate_text
 from kdcli.report.outcome import under_tuned
 from kdcli.rundir import HYDRA
 from kdcli.tasks.presentation import PERCENT, Report, outcome_of
@@ -55,7 +55,7 @@ def facts(run: Path, report: Report, metrics: Sequence[Mapping[str, Any]]) -> It
             (value for each in records if (value := format_number(each["lr"])) is not None), default=None
         )
         length = "" if epochs is None else f"{epochs:.3g}"
-        text = f"{steps:,} steps" + (length and f", {length} epoch{'s' * (length != '1')}")
+        text = format_items(steps, "step") + (length and f", {length} epoch{'s' * (length != '1')}")
         yield (
             f"training of the {name}",
             text + (f", learning rate up to {rate:.2g}" if rate is not None else ""),
@@ -142,7 +142,7 @@ def next_steps(run: Path, report: Report) -> Iterator[tuple[str, str]]:
             "a smaller gain is shown by more test rows, or by several seeds",
             "dataset.test_size, seeds=[0,1,2]",
         )
-    yield "export the student for a device", f"kdcli export run={shlex.quote(str(run))} hardware=cpu"
+    yield "export the student for a device", f"kdcli export {shlex.quote(str(run))} hardware=cpu"
     yield "compare it with another run", f"kdcli compare {shlex.quote(str(run))} OTHER"
 
 

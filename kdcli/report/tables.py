@@ -12,6 +12,7 @@ from kdcli import console
 from kdcli.numbers import (
     format_bytes,
     format_count,
+    format_items,
     format_milliseconds,
     format_number,
     format_pair,
@@ -74,8 +75,14 @@ def _table(title: str, metric: Metric, models: Mapping[str, Mapping[str, Any]]) 
 
 def final_table(report: Report) -> None:
     """Print teacher, control and student side by side, then the verdict, to stdout."""
-    tokens = f", {report['test_tokens']:,} reference tokens" if report.get("test_tokens") else ""
-    _table(f"{report['test_examples']:,} test examples{tokens}", metric_of(report), compared_models(report))
+    tokens = (
+        f", {format_items(report['test_tokens'], 'reference token')}" if report.get("test_tokens") else ""
+    )
+    _table(
+        f"{format_items(report['test_examples'], 'test example')}{tokens}",
+        metric_of(report),
+        compared_models(report),
+    )
     for name, model in compared_models(report).items():
         if measured := model.get("measured_as"):
             console.say(
@@ -128,7 +135,7 @@ def _bill(endpoint: Mapping[str, Any]) -> str:
     cost = "not known" if endpoint["cost"] is None else f"{endpoint['cost']:.2f}"
     before = f", {endpoint['from_ledger']:,} answered before" if endpoint["from_ledger"] else ""
     return (
-        f"{endpoint['questions']:,} questions{before}; {endpoint['requests']:,} requests ({endpoint['retries']:,} of them retries), "
+        f"{format_items(endpoint['questions'], 'question')}{before}; {format_items(endpoint['requests'], 'request')} ({endpoint['retries']:,} of them retries), "
         f"{endpoint['prompt_tokens']:,} + {endpoint['completion_tokens']:,} tokens, cost {cost}; {endpoint['refused']:,} refused, "
         f"{endpoint['unparsable']:,} unparsable"
     )
@@ -137,7 +144,9 @@ def _bill(endpoint: Mapping[str, Any]) -> str:
 def eval_table(result: Mapping[str, Any]) -> None:
     """Print what ``kdcli eval`` found (eval.json), and the verdict if student and teacher were compared, or how much faster a file
     is that was measured interleaved with the student."""
-    title = f"{result['examples']:,} rows of {result['dataset']['name']}, split {result['split']}"
+    title = (
+        f"{format_items(result['examples'], 'row')} of {result['dataset']['name']}, split {result['split']}"
+    )
     shown = metric_of(result)
     _table(title, shown, result["models"])
     if "verdict" in result:
@@ -195,14 +204,18 @@ def export_table(result: Mapping[str, Any]) -> None:
                 misses.append(f"{name}: misses its budget: {_budget_line(key, check)}")
     misses += [f"{name}: could not be made or run" for name in result.get("failed", {})]
     columns = export_columns(metric, agrees)
-    console.table(f"{result['hardware']}, {result['test_examples']:,} test examples", columns, rows)
+    console.table(
+        f"{result['hardware']}, {format_items(result['test_examples'], 'test example')}", columns, rows
+    )
     if texts:
         console.say(
             f"agrees, texts: shares of {metric.item} and of whole texts written as the torch student does"
         )
     notes = [f"The files were {result['note']}."] if result.get("note") else []
     if result.get("sequence_length"):
-        notes.append(f"Speed and memory are those of rows of {result['sequence_length']:,} tokens.")
+        notes.append(
+            f"Speed and memory are those of rows of {format_items(result['sequence_length'], 'token')}."
+        )
     for line in [*notes, *stream_lines(result), *load_lines(result), *misses]:
         console.say(line)
     if compared := result.get("quantization"):
@@ -333,7 +346,7 @@ def targets_table(jobs: Sequence[Mapping[str, Any]]) -> None:
                 mark = "* " if best is not None and best[1:] == (name, file) else ""
                 rows.append(export_cells(f"{mark}{name} {entry['precision']}", metric, entry, ["agrees"]))
         columns = ["target", *export_columns(metric, ["agrees"])[1:]]
-        console.table(f"all targets, {first['test_examples']:,} test examples", columns, rows)
+        console.table(f"all targets, {format_items(first['test_examples'], 'test example')}", columns, rows)
         if best is None:
             console.say("No artifact is within tolerance and budget.", style="bold")
         else:
@@ -388,7 +401,7 @@ def sweep_table(rows: Sequence[Mapping[str, Any]]) -> None:
                 outcomes.get(outcome, outcome),
             ]
         )
-    title = f"{len(rows)} runs" + (f" with {' '.join(shared)}" if shared else "")
+    title = format_items(len(rows), "run") + (f" with {' '.join(shared)}" if shared else "")
     console.table(title, ["overrides", "val.", "test", "kept", "gain (95 %)", "teacher"], cells)
     if best is None:
         console.say("No run has a validation score, so none is marked as the best.")
@@ -411,6 +424,8 @@ def comparison_table(comparison: Mapping[str, Any]) -> None:
     runs = comparison["runs"]
     rows = [[f"{number}", *_comparison_cells(run)] for number, run in enumerate(runs, 1)]
     columns = ["", "run", "score (95 %)", "against the first (95 %)", "size", "p50"]
+    if len(runs) == 1:
+        rows, columns = [[*row[:3], *row[4:]] for row in rows], [*columns[:3], *columns[4:]]
     console.table(f"{len(runs)} runs and files" if len(runs) > 1 else "", columns, rows)
     keys = [
         [

@@ -114,9 +114,7 @@ def _gain_sentence(report: Report) -> str:
     shown = ""
     smallest = format_number(verdict.get("smallest_gain"))
     if judged["outcome"] == "no_evidence" and smallest is not None:
-        shown = (
-            f"; {number_of_rows(report)} test rows show a gain from {amount(metric_of(report), smallest)} on"
-        )
+        shown = f"; {number_of_rows(report)} show a gain from {amount(metric_of(report), smallest)} on"
     return f"{head}: {gain}{shown}."
 
 

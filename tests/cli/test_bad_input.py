@@ -92,7 +92,8 @@ def refused(small: list[str], here: Path, capsys: pytest.CaptureFixture[str]) ->
             ["+loss.soft_label.temprature=2"],
             ("loss.soft_label.temprature", "kdcli.losses.forward_kl.ForwardKL", "temperature"),
         ),
-        (["+sede=1"], ("sede", "seed", "control", "dataset")),
+        (["+sede=1"], ("sede", "seed")),
+        (["+xyzzy=1"], ("xyzzy", "seed", "control", "dataset")),
         (["hydra.run.dri=runs"], ("hydra.run.dri", "hydra.run.dir")),
         (["~loss.soft_labl"], ("loss.soft_labl", "loss.soft_label")),
         (
@@ -655,10 +656,10 @@ def test_eval_and_export_of_what_is_no_run(
     for command in ("eval", "export"):
         message = refused(f"run={unfinished}", command=command)
         require_words(message, str(unfinished), "not finished", "kdcli distill")
-    require_words(refused(command="eval"), "run=RUN", "model=CHECKPOINT", "artifact=FILE")
+    require_words(refused(command="eval"), "kdcli eval RUN", "model=CHECKPOINT", "artifact=FILE")
     message = refused(f"run={finished}", f"model={teacher}", command="eval")
     require_words(message, "model=", "alone")
-    require_words(refused(command="export"), "run", "value")
+    require_words(refused(command="export"), "which run", "kdcli export RUN")
     message = refused(f"run={finished}", "split=tset", command="eval")
     require_words(message, "split", "'tset'", "'train'", "'validation'", "'test'", "'all'")
     message = refused(f"run={finished}", "hardware=cpuu", command="export")

@@ -179,7 +179,11 @@ def test_a_finished_run_is_left_alone(run: Path, small: list[str], kdcli: Kdcli)
     done = kdcli("distill", *small, "trainer.epochs=6", "student.dropout=0", f"hydra.run.dir={run}")
     assert done.returncode == 0
     assert "is finished" in done.stdout
+    require_words(done.stdout, f"next: kdcli export {run}")
     assert hash_files(path for path in run.rglob("*") if path.is_file()) == before
+    done = kdcli("check", *small, "trainer.epochs=6", "student.dropout=0", "--no-load", "--out", run)
+    assert done.returncode == 0
+    require_words(done.stdout, f"next: kdcli export {run}")
 
 
 def test_results_go_to_stdout_and_logs_to_stderr(small: list[str], kdcli: Kdcli) -> None:
@@ -187,6 +191,7 @@ def test_results_go_to_stdout_and_logs_to_stderr(small: list[str], kdcli: Kdcli)
     done = kdcli("distill", *small, "trainer.max_steps=3", "measure=null", "control=false")
     assert done.returncode == 0, done.stderr
     assert "student" in done.stdout
+    require_words(done.stdout, "next: kdcli export")
     assert "[3/4] train student" in done.stderr
     require_words(done.stderr.splitlines()[0], "loading", "torch")
     assert "[3/4]" not in done.stdout
@@ -200,8 +205,8 @@ def test_eval_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     into = tmp_path / "eval"
     timed = ["measure.latency_runs=5", "measure.throughput_seconds=0.05", "measure.max_texts=32"]
     options = timed if split == "validation" else ["measure=null"]
-    words = [f"run={run}", f"split={split}", *options, "format=json", f"hydra.run.dir={into}"]
-    assert launch("eval", words) == 0
+    words = [f"run={run}", f"split={split}", *options, f"hydra.run.dir={into}"]
+    assert launch("eval", words, as_json=True) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown == json.loads((into / "eval.json").read_text())
     report = json.loads((run / "report.json").read_text())
@@ -232,7 +237,7 @@ def test_eval_of_a_checkpoint_on_other_data(
         "measure=null",
     ]
     assert launch("eval", [f"model={teacher}", *options, f"hydra.run.dir={tmp_path / 'eval'}"]) == 0
-    assert "model" in capsys.readouterr().out
+    require_words(capsys.readouterr().out, "model", f"next: kdcli predict {teacher} 'A text.'")
     scored = json.loads((tmp_path / "eval" / "eval.json").read_text())
     assert scored["models"]["model"]["score"] > 0.75
     assert 20 <= scored["examples"] <= 40  # a share by the hash
@@ -271,12 +276,15 @@ def test_eval_of_a_run_on_another_file(run: Path, tmp_path: Path, capsys: pytest
         assert launch("eval", [*words, *more, f"hydra.run.dir={into}"]) == 0, capsys.readouterr().err
         scored = json.loads((into / "eval.json").read_text())
         assert (scored["examples"], scored["dataset"]["name"]) == (rows, str(name))
+        captured = capsys.readouterr()
+        require_words(captured.out, f"next: kdcli export {copy}")
+        require_words(captured.err, "score teacher", "score student")
 
 
 def test_eval_needs_something_to_score(capsys: pytest.CaptureFixture[str], body: Path, reviews: Path) -> None:
     """A body under a random head would be scored as if it had been trained."""
     assert launch("eval", ["measure=null"]) == 2
-    require_words(capsys.readouterr().err, "run=", "model=")
+    require_words(capsys.readouterr().err, "kdcli eval RUN", "model=")
     assert launch("eval", [f"model={body}", "dataset=csv", f"dataset.path={reviews}", "measure=null"]) == 2
     require_words(capsys.readouterr().err, str(body), "head")
 
@@ -353,7 +361,11 @@ def test_predict_gives_the_labels_that_were_scored(
     expected = torch.tensor(scored).softmax(1)
     labels = json.loads((run / "report.json").read_text())["labels"]
     quick = ["measure.latency_runs=3", "measure.throughput_seconds=0.05", "measure.request_rates=[]"]
-    assert launch("export", [f"run={run}", "hardware=intel", "hardware.precisions=[fp16]", *quick]) == 0
+    words = [f"run={run}", "hardware=intel", "hardware.precisions=[fp16]", *quick]
+    assert launch("export", words, as_json=True) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == json.loads((run / "export" / "intel" / "export.json").read_text())
+    require_words(captured.err, "start, 1 file")
     openvino = run / "export" / "intel" / "model.fp16.xml"
     for path in (run, exported / "model.onnx", exported, run / "student", openvino):
         for answer, row in zip(load(str(path)).predict(texts), expected, strict=True):
@@ -366,6 +378,12 @@ def test_predict_gives_the_labels_that_were_scored(
     file = write_csv(tmp_path / "rows.csv", [(text, "") for text in texts], header=("review", "other"))
     out = tmp_path / "labels.jsonl"
     assert predict(str(run), [str(file), "text=review"], out=out) == 0
+    captured = capsys.readouterr()
+    scoring = ["eval", str(run), f"dataset.path={file}", "dataset.text=review", "split=all"]
+    require_words(captured.out, f"kdcli {' '.join(scoring)}")
+    require_words(captured.err, "start, 5 rows")
+    assert launch("eval", [*scoring[1:], "dataset.label=other", "measure=null"]) == 2  # there are no labels
+    require_words(capsys.readouterr().err, str(file), "label")
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert rows == load(str(run)).predict(texts)
     capsys.readouterr()
@@ -406,12 +424,15 @@ def test_predict_and_chat_refuse_what_is_no_student(
     for model, words, named in [
         (run / "control", [text], ["control", str(run)]),
         (training, [text], ["training", "trainer_state.json"]),
-        (unfinished, [text], [f"kdcli distill hydra.run.dir={unfinished}"]),
+        (unfinished, [text], ["kdcli distill", f"--out {unfinished}"]),
         (exported / "model.onnx", [text], ["pip install", "kdcli[cpu]", "no_such_runtime"]),
         (tmp_path / "notes.txt", [text], ["notes.txt", "run"]),
         (tmp_path / "nowhere", [text], ["nowhere"]),
         (run, [], ["text", "file", "-"]),
         (run, ["rows.csv"], ["rows.csv"]),
+        (run, [text, "text=message"], ["text=message", "file"]),
+        (run, ["dataset.text=message"], ["dataset.text=message", "file"]),
+        (run, ["-", "text=message"], ["text=message", "-"]),
         (run, [str(tmp_path / "notes.txt"), "txt=review"], ["txt=review", "text="]),
         (run, [" "], ["empty"]),
     ]:
@@ -511,7 +532,7 @@ def test_missed_gates_are_exit_code_3_and_leave_the_files(
         )
         == 0
     )
-    require_words(capsys.readouterr().out, "24 tokens")
+    require_words(capsys.readouterr().out, "24 tokens", f"next: kdcli predict {exported} 'A text.'")
     result = json.loads((exported / "export.json").read_text())
     assert (result["sequence_length"], result["batch_sizes"]) == (24, [2])
     assert result["artifacts"]["model.onnx"]["batch_size"] == 2

@@ -57,6 +57,22 @@ hydra.run.dir: runs/tickets
 """
 
 
+def test_only_a_typed_path_is_answered_with_its_group(
+    composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each run of a config that `kdcli init` wrote begins with a line on a key that it lacks on purpose."""
+    monkeypatch.chdir(tmp_path)
+    Path("tickets.csv").write_text("text,label\n")
+    Path("kdcli.yaml").write_text("dataset:\n  path: tickets.csv\n")
+    logs = []
+    for words in (["kdcli.yaml"], ["kdcli.yaml", "seed=1"], ["dataset.path=tickets.csv"]):
+        assert launch("distill", words, cfg="job") == 0
+        captured = capsys.readouterr()
+        assert yaml.safe_load(captured.out)["dataset"]["format"] == "auto"
+        logs.append("dataset=csv" in captured.err)
+    assert logs == [False, False, True]
+
+
 def test_a_file_says_what_typed_words_say(
     composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +186,7 @@ def test_a_run_of_a_file(
     assert launch("distill", [str(file)], check=light, out=run) == 0
     checked = json.loads(capsys.readouterr().out)
     assert checked["run_directory"] == {"path": str(run), "state": "finished"}
+    assert checked["next"] == f"kdcli export {run}"
     assert (checked["rows"]["train"], checked["phases"][-2]["steps"]) == (440, 2)
     assert launch("distill", [str(file), "seed=1,2"], multirun=True, check=CheckOptions(False)) == 0
     require_words(capsys.readouterr().out, "seed=1:", "seed=2:", "440 train", "seed=1,2 -m")
@@ -183,6 +200,8 @@ def test_a_run_of_a_file(
     of_run = tmp_path / "eval.yaml"
     of_run.write_text(yaml.safe_dump({"run": str(run), "split": "validation", "measure": None}))
     assert composed(str(of_run), command="eval")["dataset"] == again["dataset"]
+    of_run.write_text(yaml.safe_dump({"run": str(run)}))
+    assert composed(str(of_run), command="export")["run"] == str(run)
     assert launch("eval", [str(run), "measure=null", "format=json"], out=other) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown == json.loads((other / "eval.json").read_text())

@@ -49,7 +49,7 @@ def run(cwd: Path, *words: str) -> tuple[int, float, set[str], str]:
         (["distill", "dataset=csv", "dataset.path=nowhere.csv"], "nowhere.csv"),
         (["distill", "dataset=csv", "dataset.path=here.csv", "dataset.test=nowhere.csv"], "nowhere.csv"),
         (["distill", "experiment=translation", "dataset.path=nowhere"], "nowhere"),
-        (["distill", "hydra.run.dir=here.csv", "dataset=csv", "dataset.path=here.csv"], "hydra.run.dir"),
+        (["distill", "hydra.run.dir=here.csv", "dataset=csv", "dataset.path=here.csv"], "--out"),
         (["distill", "seed=1,2", "--multirun", "dataset=csv", "dataset.path=nowhere.csv"], "nowhere.csv"),
         (["distill", "--rerun", "nowhere"], "nowhere"),
         (["export"], "run"),

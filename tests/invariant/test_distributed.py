@@ -26,7 +26,7 @@ def test_processes_wait_for_a_long_evaluation_and_end_with_each_other(
     ended = time.time()
     errors = re.findall(r"(?m)^error: .*", main)
     assert len(errors) == 2, main
-    assert naming("process 1", "KDCLI_CACHE_DIR", "hydra.run.dir").search(errors[0])
+    assert naming("process 1", "KDCLI_CACHE_DIR", "--out").search(errors[0])
     assert naming("process 1 of 2", "student", "the same command").search(errors[1])
     assert "error:" not in other
     assert "INFO" not in other

@@ -73,3 +73,25 @@ def make_run(
     }  # fmt: skip
     (run / "report.json").write_text(json.dumps(report))
     return run
+
+
+def make_result(folder: Path, command: str, run: Path) -> Path:
+    """The directory of a finished `kdcli eval`, or of a job of `kdcli export`, of a run."""
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "hydra.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "hydra": {
+                    "job": {"name": "kdcli", "config_name": command},
+                    "runtime": {"choices": {"dataset": "of_the_run"}},
+                    "overrides": {"task": [f"run={run}"]},
+                }
+            }
+        )
+    )
+    (folder / ".hydra" / "config.yaml").write_text(
+        yaml.safe_dump({"run": str(run), "dataset": {"path": None}})
+    )
+    name = "eval.json" if command == "eval" else "export.json"
+    (folder / name).write_text(json.dumps({"schema": 1}))
+    return folder

@@ -55,7 +55,8 @@ def test_entries_are_listed_with_what_they_are_for(cache: Path) -> None:
     assert listed[NAMES["unknown"]]["teacher"] is None
     assert len(listed[NAMES["ledger"]]["paths"]) == 2
     table = kdcli("ls")
-    require_words(table, "Teacher-old", "40 days", "4 entries")
+    require_words(table, "Teacher-old", "40 days ago", "4 entries", *(name[:8] for name in NAMES.values()))
+    require_words(kdcli("ls", "--teacher", "Teacher-old"), "1 entry")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,9 @@ def test_what_is_chosen_is_deleted(cache: Path, options: list[str], left: set[st
     out = kdcli("clear", *options, "--yes")
     assert {entry.name for entry in entries()} == {NAMES[name] for name in left}
     if len(left) < 4:
-        require_words(out, f"deleted {4 - len(left)} entries")
+        require_words(
+            out, f"deleted {4 - len(left)} entr{'y' if len(left) == 3 else 'ies'}", "next: kdcli cache ls"
+        )
     assert not [path for path in cache.rglob(f"*{NOTE}") if path.name[:32] not in {NAMES[n] for n in left}]
 
 

@@ -78,7 +78,7 @@ class ExportedEncoder(EncoderRuntime):
             EOFError,
         ) as error:
             raise ModelError(
-                f"{path} is not a complete program of torch.export ({type(error).__name__}); export it again (kdcli export run=RUN hardware=cuda)"
+                f"{path} is not a complete program of torch.export ({type(error).__name__}); export it again (kdcli export RUN hardware=cuda)"
             ) from None
 
     def __init__(self, spec: MeasureSpec):
@@ -112,7 +112,7 @@ class ExportedEncoder(EncoderRuntime):
 
 def _refused(path: Path, why: str) -> ModelError:
     return ModelError(
-        f"{path} is refused: {why}, which would be run when it is loaded; export the program with kdcli (kdcli export run=RUN "
+        f"{path} is refused: {why}, which would be run when it is loaded; export the program with kdcli (kdcli export RUN "
         "hardware=cuda), or ask its author for safetensors"
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import os
 import re
 import shlex
@@ -18,10 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcli import console, processes
+from kdcli import processes
 from kdcli.errors import ExportError
 from kdcli.files import cache_dir, digest, replaced, writing
 
+logger = logging.getLogger(__name__)
 PINS = (
     "litert-torch==0.10.0", "litert-converter==0.5.0", "ai-edge-quantizer==0.10.0", "litert-lm-builder==0.18.1",
     "xdsl==0.28.0", "ordered-set==4.1.0", "immutabledict==4.2.1", "lark==1.3.1", "absl-py==2.3.1", "fire==0.7.1",
@@ -50,7 +52,7 @@ def packages() -> Path:
         _name(each.name) for each in importlib.metadata.distributions(path=[str(folder)])
     }:
         return folder
-    console.say(f"litert-torch, which writes LiteRT files, is installed once into {folder} (0.8 GB)")
+    logger.info("litert-torch, which writes LiteRT files, is installed once into %s (0.8 GB)", folder)
     pip = [sys.executable, "-P", "-m", "pip", "install", "--no-deps", "--target"]
     with replaced(folder) as new, writing(new.parent):
         done = processes.run([*pip, str(new), *PINS])

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import pytest
 from support.commands import require_words
-from support.runs import make_run
+from support.runs import make_result, make_run
 from typer.testing import CliRunner
 
 from kdcli.cli import app
@@ -46,8 +46,12 @@ def test_the_same_rows_are_compared_in_pairs(tmp_path: Path) -> None:
     assert compared["notes"] == []
     assert compared["runs"][0]["difference"] is None
     table = kdcli("compare", first, second)
-    assert max(map(len, table.splitlines())) <= 100, table
-    require_words(table, "seed=1", "student.layers=4", "+15.0")
+    assert max(map(len, table.splitlines()[:-1])) <= 100, table  # the last line is a command with paths
+    require_words(table, "seed=1", "student.layers=4", "+15.0", "against the first")
+    require_words(table, f"next: kdcli compare {first} {second} --out compare.html")
+    alone = kdcli("compare", first)
+    require_words(alone, "second run", f"next: kdcli compare {first} OTHER")
+    assert "against" not in alone
 
 
 def test_other_rows_are_not_compared(tmp_path: Path) -> None:
@@ -101,19 +105,24 @@ def test_a_sweep_is_its_runs_and_a_failed_one_says_why(tmp_path: Path) -> None:
     assert "no memory" in (tmp_path / "page.html").read_text()
 
 
+def write_export(folder: Path, run: Path, hardware: str = "cpu") -> None:
+    """The export.json of a run's student."""
+    model = json.loads((run / "report.json").read_text())["models"]["student"] | {
+        "precision": "int8", "parity": None, "budget": {"met": True},
+    }  # fmt: skip
+    result: dict[str, Any] = {
+        "schema": 1, "task": "classification", "metric": "accuracy", "hardware": hardware, "test_examples": 100, "smoke": False,
+        "environment": {}, "threads": 1, "batch_sizes": [1], "torch": model, "artifacts": {"model.onnx": model}, "recommended": None,
+    }  # fmt: skip
+    (folder / "export.json").write_text(json.dumps(result))
+
+
 def test_the_files_of_an_export_stand_beside_their_run(tmp_path: Path) -> None:
     """An exported file cannot be compared with the run that it comes from."""
     run = make_run(tmp_path / "run", GOOD)
     folder = run / "export" / "cpu"
     folder.mkdir(parents=True)
-    model = json.loads((run / "report.json").read_text())["models"]["student"] | {
-        "precision": "int8", "parity": None, "budget": {"met": True},
-    }  # fmt: skip
-    result: dict[str, Any] = {
-        "schema": 1, "task": "classification", "metric": "accuracy", "hardware": "cpu", "test_examples": 100, "smoke": False,
-        "environment": {}, "threads": 1, "batch_sizes": [1], "torch": model, "artifacts": {"model.onnx": model}, "recommended": None,
-    }  # fmt: skip
-    (folder / "export.json").write_text(json.dumps(result))
+    write_export(folder, run)
     compared = compare([run, folder])
     assert [entry["name"] for entry in compared["runs"]] == ["run", "run/export/cpu: model.onnx"]
     assert compared["runs"][1]["paired"] is False
@@ -147,3 +156,17 @@ def test_shares_of_a_metric_that_is_no_mean() -> None:
     scores = resampled(task, models["student"], models["control"])
     low, high = np.percentile(scores[0] - scores[1], [2.5, 97.5])
     assert gain.interval == pytest.approx((low, high), abs=0.02)
+
+
+def test_a_sweep_of_exports_is_compared_by_its_files(tmp_path: Path) -> None:
+    """Each job passes for a run that did not finish, since its directory holds a config and no report."""
+    run = make_run(tmp_path / "run")
+    for hardware in ("cpu", "intel"):
+        write_export(make_result(tmp_path / "sweep" / hardware, "export", run), run, hardware)
+    (tmp_path / "sweep" / "multirun.yaml").write_text("hydra:\n  job:\n    name: kdcli\n")
+    for paths in ([tmp_path / "sweep"], [tmp_path / "sweep" / "cpu", tmp_path / "sweep" / "intel"]):
+        runs = compare(paths)["runs"]
+        assert [(each["kind"], each["keys"]["hardware"]) for each in runs] == [
+            ("export", "cpu"),
+            ("export", "intel"),
+        ]

@@ -21,7 +21,14 @@ import yaml
 from support.commands import require_words
 
 from kdcli.errors import KDError
-from kdcli.numbers import format_bytes, format_count, format_milliseconds, format_rate, format_share
+from kdcli.numbers import (
+    format_bytes,
+    format_count,
+    format_items,
+    format_milliseconds,
+    format_rate,
+    format_share,
+)
 from kdcli.report.cards import model_card
 from kdcli.report.page import _matrix, _read_metrics, write_html
 from kdcli.report.plots import score_plot
@@ -1187,3 +1194,22 @@ def test_import_is_light() -> None:
     code = "import kdcli.report.page, kdcli.report.tables, kdcli.report.cards, sys; print(sorted({'torch', 'matplotlib', 'numpy', 'jinja2'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_count_of_one_is_singular(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run of one step on one row passes for one whose figures were made up: `1 test rows`, `1 steps`, `1 epochs`."""
+    assert [format_items(count, "row") for count in (0, 1, 1200)] == ["0 rows", "1 row", "1,200 rows"]
+    assert format_items(1, "query", "queries") == "1 query"
+    assert format_items(2, "query", "queries") == "2 queries"
+    short = {"steps": 1, "stopped": "steps", "best_step": None, "flat": False}
+    stages = [{"name": name, "seconds": 1.0, "steps": 1} for name in ("teacher", "student", "control")]
+    report = fake_report(test_examples=1, training={"student": short, "control": short}, stages=stages)
+    metrics = [line | {"epoch": 1.0, "step": 1} for line in fake_metrics(steps=15)]
+    plural = re.compile(r"(?<![\d.,])1 (test )?(rows|steps|epochs|examples|runs|tokens)\b")
+    html = page_of(fake_run(tmp_path / "run", report, metrics))
+    final_table(report)
+    export_table(fake_export() | {"test_examples": 1})
+    sweep_table([row("seed=1")])
+    shown = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL) + capsys.readouterr().out
+    assert not plural.search(shown), plural.search(shown)
+    require_words(shown, "1 test row", "1 step", "1 epoch", "1 test example", "1 run")
