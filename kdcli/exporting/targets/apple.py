@@ -19,6 +19,13 @@ from kdcli.exporting.targets.base import CLASSIFIERS, Target, copy_tokenizer, ex
 FAR = -1e4
 """The value that is added to attention scores of masked tokens: far below all others, and within fp16."""
 
+UNWRITTEN = (
+    "axk1", "axk2", "diffllama", "fnet", "funnel", "jetmoe", "longformer", "mobilebert", "qwen3_5", "qwen3_5_text", "qwen3_next",
+    "tapas",
+)  # fmt: skip
+"""The `model_type` of classifiers that coremltools 9 does not convert: it lacks their operations, or torch.export writes no program for any
+number of tokens."""
+
 
 class Apple(Target):
     """Core ML packages (ML programs, iOS 16 or macOS 13 and later): `model.fp16.mlpackage`, and `model.int8.mlpackage`, whose
@@ -41,8 +48,12 @@ class Apple(Target):
         self.precisions = precisions
 
     def refusal(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
-        """Refuse encoder-decoders, in which the number of end tokens is not known."""
-        return "torch.export does not write it; hardware=cpu does" if config.is_encoder_decoder else None
+        """Refuse encoder-decoders, in which the number of end tokens is not known, and what coremltools does not convert."""
+        if config.is_encoder_decoder:
+            return "torch.export does not write it; hardware=cpu does"
+        if config.get_text_config().model_type in UNWRITTEN:
+            return "coremltools does not convert it; hardware=cuda writes it, with hardware.precisions=[bf16]"
+        return None
 
     def export(
         self,

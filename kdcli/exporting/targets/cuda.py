@@ -29,6 +29,8 @@ from kdcli.exporting.targets.base import (
 from kdcli.models.vocabulary import TOKENIZER_FILES
 
 FILES = {"bf16": "bf16", "pt2": "model.pt2"}
+UNWRITTEN = ("axk2", "fnet", "funnel", "longformer", "mobilebert", "qwen3_5", "qwen3_5_text", "qwen3_next")
+"""The `model_type` of classifiers of which torch.export (torch 2.13) writes no program for any number of tokens, or none in bf16."""
 
 
 class Cuda(Target):

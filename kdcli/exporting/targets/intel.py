@@ -11,11 +11,13 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from kdcli.exporting.targets.base import CLASSIFIERS, Target, copy_tokenizer, exporting, quietly, sample_batch
 
 FILES = {"fp16": "model.fp16.xml", "int8_weights": "model.int8_weights.xml", "int8": "model.int8.xml"}
+UNWRITTEN = ("funnel", "longformer")
+"""The `model_type` of classifiers that OpenVINO 2026.4 does not convert, or not for any number of tokens."""
 
 
 class Intel(Target):
@@ -41,6 +43,12 @@ class Intel(Target):
         self, precisions: Annotated[list[Literal["fp16", "int8_weights", "int8"]], Field(min_length=1)]
     ):
         self.precisions = precisions
+
+    def refusal(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
+        """Refuse what OpenVINO does not convert."""
+        if config.get_text_config().model_type in UNWRITTEN:
+            return "OpenVINO does not convert it; hardware=cuda writes it, with hardware.precisions=[bf16]"
+        return None
 
     def export(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -16,6 +17,8 @@ from test_intel import student
 from test_mobile import far
 
 from kdcli.errors import ExportError
+from kdcli.exporting.targets import apple, cuda, intel
+from kdcli.exporting.targets.base import Target
 from kdcli.exporting.targets.cpu import UNTRACED, UNTRACED_DECODERS, Cpu
 from kdcli.exporting.targets.mobile import UNWRITTEN, Mobile
 
@@ -152,3 +155,64 @@ def test_classifiers_that_a_phone_cannot_run_are_those_of_the_list(
         return
     file = target.export(student, tmp_path / "out", model, rows, 40)[each]
     assert far(model, file, rows) < (1e-3 if each == "executorch_fp32" else 0.05)
+
+
+COMPUTERS: dict[str, tuple[Target, tuple[str, ...], float]] = {
+    "fp16": (intel.Intel(["fp16"]), intel.UNWRITTEN, 0.01),
+    "pt2": (cuda.Cuda(["pt2"]), cuda.UNWRITTEN, 0.1),
+    "mlpackage": (apple.Apple(["fp16"]), apple.UNWRITTEN, 0.0),
+}
+"""The other targets of classifiers, by their files: what each refuses, and how far its logits may be off (fp16, bf16; Core ML runs on Apple's devices alone)."""
+
+
+def logits_of(file: Path, batch: dict[str, torch.Tensor]) -> np.ndarray | None:
+    """The logits of a file for a batch; None: it cannot be run here."""
+    if file.suffix == ".xml":
+        import openvino
+
+        graph = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        used = {name for each in graph.inputs for name in each.get_names()}
+        inputs = {name: tensor.numpy() for name, tensor in batch.items() if name in used}
+        return np.asarray(graph(inputs)[graph.output(0)])
+    if file.suffix == ".pt2":
+        program: Any = torch.export.load(file).module()
+        with torch.no_grad():
+            return np.asarray(program(**batch).float().numpy())
+    return None
+
+
+@pytest.mark.parametrize(
+    ("each", "kind"),
+    [
+        (each, kind)
+        for each, (_, unwritten, _) in COMPUTERS.items()
+        for kind in [*unwritten, "bert", "modernbert", "llama"]
+    ],
+)
+def test_classifiers_that_a_computer_cannot_run_are_those_of_the_list(
+    each: str, kind: str, student: Path, tmp_path: Path
+) -> None:
+    """As above, with OpenVINO, torch.export and coremltools."""
+    model, (target, _, tolerance) = tiny_classifier(kind).eval(), COMPUTERS[each]
+    model.save_pretrained(student)
+    batches = []
+    for rows, length in (1, 8), (2, 9), (3, 17):
+        ids = torch.randint(5, 60, (rows, length), generator=torch.Generator().manual_seed(length))
+        batches.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    one_row = [{name: tensor[:1] for name, tensor in batches[0].items()}]
+
+    def difference_of(kind: str, folder: Path) -> float:
+        (file,) = target.export(student, folder / "out", model, one_row, 40).values()
+        logits = [logits_of(file, batch) for batch in batches]
+        if any(part is None for part in logits):
+            return 0.0
+        with torch.no_grad():
+            return difference(
+                [model(**batch).logits for batch in batches], [part for part in logits if part is not None]
+            )
+
+    if not target.refusal(type(model), model.config):
+        assert difference_of(kind, tmp_path) <= tolerance
+        return
+    with contextlib.suppress(*FAILURES, RuntimeError, ValueError):
+        assert difference_of(kind, tmp_path) > tolerance, "it is written, and belongs on the list no more"

@@ -14,10 +14,12 @@ from support.architectures import MODELS
 
 from kdcli import console
 from kdcli.errors import ConfigError
+from kdcli.exporting.targets import apple, cuda, intel
 from kdcli.exporting.targets.apple import Apple
 from kdcli.exporting.targets.base import Target, require_fast_tokenizer, require_writable
 from kdcli.exporting.targets.cpu import UNTRACED, UNTRACED_DECODERS, Cpu
 from kdcli.exporting.targets.cuda import Cuda
+from kdcli.exporting.targets.intel import Intel
 from kdcli.exporting.targets.laptop import Laptop
 from kdcli.exporting.targets.mobile import UNWRITTEN, Mobile
 
@@ -75,6 +77,14 @@ def test_an_encoder_decoder_that_classifies_gives_the_logits_of_torch(kind: str,
         (Mobile(["executorch_fp32", "executorch_int8"]), CLASSIFIER, of.T5Config(), "hardware=cpu does"),
         (Mobile(["litert_int8", "executorch_int8"]), CLASSIFIER, of.DebertaV2Config(), None),
         (Mobile(["litert_int8"]), CLASSIFIER, of.FNetConfig(), r"litert_int8 .*hardware.precisions=\[bf16\]"),
+        (Apple(["fp16"]), CLASSIFIER, of.FNetConfig(), r"hardware=cuda .*hardware.precisions=\[bf16\]"),
+        (Apple(["fp16"]), CLASSIFIER, of.BertConfig(), None),
+        (Intel(["int8"]), CLASSIFIER, of.LongformerConfig(), r"hardware=cuda .*hardware.precisions=\[bf16\]"),
+        (Intel(["int8"]), CLASSIFIER, of.T5Config(), None),
+        (Cuda(), CLASSIFIER, of.FNetConfig(), r"hardware.precisions=\[bf16\]"),
+        (Cuda(["bf16"]), CLASSIFIER, of.FNetConfig(), None),
+        (Cuda(["pt2"]), DECODER, of.LlamaConfig(), r"hardware.precisions=\[bf16\]"),
+        (Cpu(["int4"]), TRANSLATOR, of.MarianConfig(), r"hardware.precisions=\[fp32,int8\]"),
         (Laptop(["f16"]), DECODER, of.LlamaConfig(), None),
         (Laptop(["f16"]), DECODER, of.XGLMConfig(), "llama.cpp does not know it"),
     ],
@@ -110,5 +120,6 @@ def test_a_default_device_is_no_reason_to_refuse(monkeypatch: pytest.MonkeyPatch
 
 def test_listed_architectures_exist() -> None:
     """A name that transformers has changed, or that was spelled wrongly, refuses nothing: the export fails after the training."""
-    unwritten = {kind for kinds in UNWRITTEN.values() for kind in kinds}
+    phones = (kind for kinds in UNWRITTEN.values() for kind in kinds)
+    unwritten = {*phones, *apple.UNWRITTEN, *cuda.UNWRITTEN, *intel.UNWRITTEN}
     assert {*UNTRACED, *UNTRACED_DECODERS, *unwritten} <= set(of.CONFIG_MAPPING)
