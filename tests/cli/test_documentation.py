@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from support.commands import read
@@ -26,8 +28,10 @@ from support.documentation import (
 from support.tiny import sentences, write_csv
 from typer.testing import CliRunner
 
+import kdcli
 from kdcli.cli import app
 from kdcli.config import index
+from kdcli.errors import ExitCode
 from kdcli.launch.run import launch
 
 EXTENDING = REPOSITORY / "docs" / "extending.md"
@@ -147,6 +151,41 @@ def test_the_messages_that_are_explained_are_kdcli_s() -> None:
         if len(part.strip()) > 5 and part.strip() not in source
     ]
     assert not missing
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    """`docs/generate.py`, which writes the pages of the reference."""
+    spec = importlib.util.spec_from_file_location("generate", REPOSITORY / "docs" / "generate.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_has_each_command_and_exit_code(reference: ModuleType) -> None:
+    """A command of a group is not found in the reference, or a script's author reads the name of an exit code and no meaning."""
+    page = reference.commands_page()
+    sections = dict(re.findall(r"^## kdcli (.+?)$\s+```text\n(.+?)```", page, re.MULTILINE | re.DOTALL))
+    names = {info.name or info.callback.__name__ for info in app.registered_commands if info.callback}
+    for group in app.registered_groups:
+        names |= {f"{group.name} {info.name}" for info in group.typer_instance.registered_commands}
+    assert {*sections} == {*names} >= {"distill", "cache ls", "cache clear", "cache verify"}
+    for name, text in sections.items():
+        assert f"Usage: kdcli {name} " in text
+        assert len(text.splitlines()) > 5, name
+    codes = re.findall(r"^\| (\d+) \| (\w+) \| (.+) \|$", page, re.MULTILINE)
+    assert [(int(code), name) for code, name, _ in codes] == [(code, code.name.lower()) for code in ExitCode]
+    assert all(len(meaning.split()) >= 8 for _, _, meaning in codes)
+
+
+def test_the_reference_has_what_python_offers(reference: ModuleType) -> None:
+    """`Result.verdict` and `Predictor.predict`, by which every program goes on, stand in no reference."""
+    page = reference.api_page()
+    assert {*re.findall(r"^## kdcli\.(\w+)$", page, re.MULTILINE)} == {*kdcli.__all__} - {"__version__"}
+    members = dict.fromkeys(re.findall(r"^\*\*(\w+)", page, re.MULTILINE))
+    assert {"student", "verdict", "predict"} <= {*members}
 
 
 def test_the_readme_is_short() -> None:
