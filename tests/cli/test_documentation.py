@@ -134,6 +134,28 @@ def test_each_key_that_is_named_exists() -> None:
     assert not wrong
 
 
+QUICKSTARTS = [page for page in PAGES if page.parent.name == "quickstart"]
+
+
+@pytest.mark.parametrize("page", QUICKSTARTS, ids=lambda page: page.stem)
+def test_a_quickstart_explains_each_key(page: Path) -> None:
+    """A new user types `dataset.text=text`, of which the page does not say what it is, or begins with a config that no command has written."""
+    text = page.read_text(encoding="utf-8")
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    explained = {
+        name
+        for code in re.findall(r"`([^`\n]+)`", prose)
+        for name in re.findall(r"(?<![^ ])(-*[\w.-]+)", code)
+    }
+    commands = [command for command in shown_commands() if command.page.endswith(f"quickstart/{page.name}")]
+    words = [word for command in commands for word in command.words[1:]]
+    typed = {word.partition("=")[0] for word in words if "=" in word or word.startswith("-")}
+    assert typed
+    assert not typed - explained
+    uses = [command.words[0] for command in commands if "kdcli.yaml" in command.words]
+    assert not uses or commands[0].words[0] == "init"
+
+
 def test_the_messages_that_are_explained_are_kdcli_s() -> None:
     """A reader searches the page for a message that no version prints."""
     source = " ".join(
