@@ -31,6 +31,7 @@ from typer.testing import CliRunner
 import kdcli
 from kdcli.cli import app
 from kdcli.config import index
+from kdcli.config.groups import group_options
 from kdcli.errors import ExitCode
 from kdcli.launch.run import launch
 
@@ -154,6 +155,21 @@ def test_a_quickstart_explains_each_key(page: Path) -> None:
     assert not typed - explained
     uses = [command.words[0] for command in commands if "kdcli.yaml" in command.words]
     assert not uses or commands[0].words[0] == "init"
+
+
+def test_the_page_of_losses_has_each_loss() -> None:
+    """A loss is found in no table, and the reader does not learn what it computes and whose it is."""
+    page = (REPOSITORY / "docs" / "losses.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for path in sorted((REPOSITORY / "kdcli" / "losses").glob("*.py")):
+        links = set(re.findall(r"https://arxiv\.org/abs/[\d.]+\d", path.read_text(encoding="utf-8")))
+        if path.stem not in ("base", "hard_label", "__init__"):
+            assert all(link in page for link in links), path.name
+        if path.stem not in ("base", "features", "hard_label", "__init__"):
+            assert any(re.match(rf"\| .*`{path.stem}`[^|]*\|[^|]*[=·Σ\d][^|]*\|", row) for row in rows), (
+                path.name
+            )
+    assert all(re.search(rf"`(loss=)?{option}`", page) for option in group_options("loss"))
 
 
 def test_the_messages_that_are_explained_are_kdcli_s() -> None:
