@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import itertools
 import json
 import sys
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import kdcli
@@ -16,6 +20,7 @@ from kdcli.cli import app
 from kdcli.config import index
 from kdcli.config.groups import config_groups, describe_option, group_options
 from kdcli.errors import ExitCode
+from kdcli.inference.predictor import Predictor
 
 HERE = Path(__file__).parent
 COMPONENTS = ("teacher", "student", "loss", "hardware")
@@ -100,16 +105,20 @@ def commands_page() -> str:
         "## Exit codes",
         "",
     ]
+    meanings = member_docstrings(ExitCode)
     lines += [
-        "| Code | Name |",
-        "|---|---|",
-        *(f"| {code.value} | {code.name.lower()} |" for code in ExitCode),
+        "| Code | Name | Meaning |",
+        "|---|---|---|",
+        *(f"| {code.value} | {code.name.lower()} | {_cell(meanings[code.name])} |" for code in ExitCode),
     ]
-    lines += ["", "[Runs](../runs.md) explains them."]
-    for command in app.registered_commands:
-        name = command.name or str(command.callback and command.callback.__name__)
+    lines += [
+        "",
+        "The help of each command says what they mean there, and [Runs](../runs.md) what a signal does.",
+    ]
+    for words in command_lines(get_command(app)):
+        name = " ".join(words)
         shown = CliRunner().invoke(
-            app, [name, "--help"], env={"COLUMNS": "100", "TERMINAL_WIDTH": "100"}, catch_exceptions=False
+            app, [*words, "--help"], env={"COLUMNS": "100", "TERMINAL_WIDTH": "100"}, catch_exceptions=False
         )
         lines += [
             "",
@@ -120,6 +129,29 @@ def commands_page() -> str:
             "```",
         ]
     return "\n".join(lines) + "\n"
+
+
+def command_lines(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the words that name each command, also those of groups (`cache ls`)."""
+    commands = getattr(command, "commands", None)
+    if commands is None:
+        yield words
+    for name, inner in (commands or {}).items():
+        yield from command_lines(inner, (*words, name))
+
+
+def member_docstrings(enumeration: type[Enum]) -> dict[str, str]:
+    """Return the text below each member of an enumeration, which Python does not keep."""
+    (node,) = ast.parse(inspect.getsource(enumeration)).body
+    assert isinstance(node, ast.ClassDef)
+    return {
+        member.targets[0].id: inspect.cleandoc(text.value.value)
+        for member, text in itertools.pairwise(node.body)
+        if isinstance(member, ast.Assign)
+        and isinstance(member.targets[0], ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    }
 
 
 def schema_page(name: str) -> str:
@@ -171,31 +203,25 @@ def api_page() -> str:
         member = getattr(kdcli, name)
         if not callable(member):
             continue
-        signature = (
-            ""
-            if inspect.isclass(member) and issubclass(member, Exception)
-            else str(inspect.signature(member))
-        )
-        lines += [
-            "",
-            f"## kdcli.{name}",
-            "",
-            "```python",
-            f"{name}{signature}",
-            "```",
-            "",
-            inspect.getdoc(member) or "",
-        ]
+        lines += ["", f"## kdcli.{name}", ""]
+        if not (inspect.isclass(member) and issubclass(member, Exception | Predictor)):  # the user makes none
+            lines += ["```python", f"{name}{inspect.signature(member)}", "```", ""]
+        lines += [inspect.getdoc(member) or ""]
         if inspect.isclass(member):
-            for method, function in inspect.getmembers(member, inspect.isroutine):
-                if not method.startswith("_") and function.__doc__ and method in vars(member):
-                    lines += [
-                        "",
-                        f"**{method}{inspect.signature(function)}**",
-                        "",
-                        inspect.getdoc(function) or "",
-                    ]
+            for title, text in _members(member):
+                lines += ["", f"**{title}**", "", text]
     return "\n".join(lines) + "\n"
+
+
+def _members(cls: type) -> Iterator[tuple[str, str]]:
+    """Yield the public methods and properties of a class, each with its docstring."""
+    for name, member in vars(cls).items():
+        if name.startswith("_") or not member.__doc__:
+            continue
+        if isinstance(member, property):
+            yield f"{name}: {inspect.signature(member.fget).return_annotation}", inspect.getdoc(member) or ""
+        elif inspect.isroutine(member):
+            yield f"{name}{inspect.signature(member)}", inspect.getdoc(member) or ""
 
 
 def pages() -> dict[str, str]:

@@ -22,6 +22,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 
 from kdcli import console, rundir
 from kdcli.console import ProgressStage
@@ -262,6 +263,7 @@ def _plain(value: Any) -> Any:
 def _undisturbed(on_progress: OnProgress | None, quiet: bool) -> Iterator[None]:
     """Restore everything that a command changes in this process, and turn every exception into a `KDError`."""
     store = ConfigStore.instance()
+    Plugins.instance()  # the first one stores configs of Hydra's own, once: a copy from before would leave the next command without them
     hydra, cfg, repo = GlobalHydra.instance().hydra, HydraConfig.instance().cfg, copy.deepcopy(store.repo)
     environment, path = {key: os.environ.get(key) for key in ENVIRONMENT}, list(sys.path)
     loggers = [logging.getLogger(), logging.getLogger("kdcli")]

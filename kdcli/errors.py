@@ -161,6 +161,7 @@ class ExitCode(IntEnum):
     """The exit codes of commands."""
 
     DONE = 0
+    """The command has done its work; of an export, every file keeps its tolerance and its budget."""
     FAILED = 1
     """The job failed after it began, or a file system accepts no more data."""
     REFUSED = 2
@@ -168,11 +169,11 @@ class ExitCode(IntEnum):
     MISSED = 3
     """The artifacts are there, but one misses its tolerance or budget, or could not be made or run."""
     HUNG_UP = 129
-    """SIGHUP."""
+    """SIGHUP: the terminal was closed. A training saves a checkpoint first, and the same command continues it."""
     INTERRUPTED = 130
-    """SIGINT."""
+    """SIGINT (Ctrl-C). A training saves a checkpoint first, and the same command continues it; a second SIGINT ends it at once."""
     TERMINATED = 143
-    """SIGTERM."""
+    """SIGTERM, as from a scheduler. A training saves a checkpoint first, and the same command continues it."""
 
 
 class KDError(Exception):

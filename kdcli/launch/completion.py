@@ -162,19 +162,50 @@ VALUES = {
     "cfg": ("job", "hydra", "all"),
     "info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
     "shell": tuple(SCRIPTS),
+    "older_than": ("12h", "7d", "30d"),
+    "system": (),
+    "temperature": (),
+    "seed": (),
+    "max_new_tokens": (),
 }
-"""The values of options and arguments with few values, by their names."""
+"""The values, or examples of them, of options and arguments that take no path, by their names."""
 
 
 def _of_parameter(command: str, parameter: Any, typed: Sequence[str], incomplete: str) -> Candidates:
-    """Return the values of an option or argument; a path, unless its name tells more."""
+    """Return the values of an option or argument: a path, unless its name tells more."""
     name = parameter.name
     if name == "overrides":
         return override_candidates("distill" if command not in COMMANDS else command, typed, incomplete)
     if name == "words":
         return key_candidates(typed, incomplete)
-    known = tuple(config_groups()) if name == "group" else VALUES.get(name, ())
-    return [(value, "") for value in known if value.startswith(incomplete)] or [(incomplete, FILES)]
+    if name == "keys":
+        return data_candidates(incomplete)
+    known = _known_values(name)
+    if known is None:
+        return [(incomplete, FILES)]
+    return [item for item in known if item[0].startswith(incomplete)] or [(incomplete, NOTHING)]
+
+
+def _known_values(name: str) -> Candidates | None:
+    """Return the values of an option or argument by its name, each with a description; None: it takes a path."""
+    if name == "group":
+        return [(group, "") for group in config_groups()]
+    if name not in ("kind", "teacher"):
+        return [(value, "") for value in VALUES[name]] if name in VALUES else None
+    from kdcli.cache_notes import KINDS, entries
+
+    if name == "kind":
+        return list(KINDS.items())
+    teachers = sorted({entry.note["teacher"] for entry in entries() if entry.note})
+    return [(teacher, "") for teacher in teachers if shlex.quote(teacher) == teacher]
+
+
+def data_candidates(incomplete: str) -> Candidates:
+    """Return the keys of the data set that `kdcli init` takes: all but the path, which is its first word."""
+    known = [key for key in keys("distill") if key.name.startswith("dataset.") and key.name != "dataset.path"]
+    name, equals, value = incomplete.partition("=")
+    items = _values(name, value, known) if equals else _names(name, known)
+    return [(word, text) for word, text in items if word.startswith(incomplete)] or [(incomplete, NOTHING)]
 
 
 def _split(line: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from typing import Any
 
 import hydra
 import pytest
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from support.commands import naming, require_words
+from support.documentation import REPOSITORY
 from support.hub_server import HubServer
 
 import kdcli
@@ -24,8 +27,6 @@ HEAVY = {"torch", "transformers", "datasets", "hydra", "numpy", "pydantic"}
 
 def keys(words: list[str]) -> dict[str, Any]:
     """Overrides as a program writes them."""
-    import yaml
-
     return {key: yaml.safe_load(value) for key, value in (word.split("=", 1) for word in words)}
 
 
@@ -45,6 +46,24 @@ def test_importing_kdcli_is_light() -> None:
     assert not HEAVY & set(out.split())
     assert (Path(kdcli.__file__).parent / "py.typed").is_file()
     assert set(kdcli.__all__) <= set(dir(kdcli))
+
+
+def test_a_second_command_in_a_new_process(tmp_path: Path) -> None:
+    """The first command takes what Hydra stores once with it, and every later one in the process is refused."""
+    code = """
+import kdcli
+for _ in range(2):
+    try:
+        kdcli.distill({"dataset": "csv", "dataset.path": "nowhere.csv"}, quiet=True)
+    except kdcli.KDError as error:
+        print(error)
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    ).stdout
+    first, second = out.splitlines()
+    require_words(first, "nowhere.csv", "dataset.path")
+    assert second == first
 
 
 def test_a_run_from_python(
@@ -116,3 +135,36 @@ def test_a_run_from_python(
     with pytest.raises(kdcli.KDError):
         kdcli.load(result.run / "control")
     assert capsys.readouterr().out == ""
+
+
+def test_an_export_from_python(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program that the documentation shows does not run; an export from Python that raises for a missed budget, or says that it was kept."""
+    monkeypatch.chdir(tmp_path)
+    config = keys([*small, "trainer.max_steps=4", "trivial_baseline=false"]) | {
+        "measure": None,
+        "control": False,
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    quick: dict[str, Any] = {
+        "measure": {"latency_runs": 3, "throughput_seconds": 0.05, "max_texts": 8, "request_rates": []},
+        "hardware": {"precisions": ["fp32"]},
+    }
+    page = (REPOSITORY / "docs" / "using.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    for shown, here in {
+        '{"dataset": {"path": "tickets.csv"}, "student": "tiny"}': '"small.yaml"',
+        'kdcli.export(result.run, "cpu").passed': 'passed = kdcli.export(result.run, "cpu", quick).passed',
+    }.items():
+        assert program.count(shown) == 1
+        program = program.replace(shown, here)
+    names: dict[str, Any] = {"quick": quick}
+    exec(program, names)
+    folder = names["result"].run / "export" / "cpu"
+    assert names["passed"] is True
+    assert {path.name for path in folder.glob("*.onnx")} == {"model.onnx"}
+    assert names["student"].predict(["A text."])[0]["label"] in names["result"].report.labels
+    quick["hardware"] |= {"budget": {"max_bytes": 1000}}
+    missed = kdcli.export(names["result"].run, config=quick, quiet=True)
+    assert (missed.folder, missed.passed) == (folder, False)
+    (artifact,) = missed.report.artifacts.values()
+    assert artifact.budget["max_bytes"]["met"] is False

@@ -65,7 +65,6 @@ MESSAGES = {"docs/formats.md", "docs/using.md"}
 BEFORE = {
     "docs/many-machines.md": ["init tickets.csv"],
     "docs/quantization.md": ["init tickets.csv"],
-    "docs/quickstart/device-budget.md": ["init tickets.csv"],
     "docs/using.md": [
         "init tickets.csv",
         "distill kdcli.yaml --out runs/tickets",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,7 @@ def test_an_endpoint(folder: Path, served: Served, monkeypatch: pytest.MonkeyPat
 
     host = served(reply)
     printed = type_page("api-teacher", more=(f"teacher.base_url={host.url}",))
+    assert re.search(r"cost about \d", printed["check"][0]), "the page says that check counts it"
     assert "positive" in "".join(printed["distill"]) or (folder / "runs/api/report.json").is_file()
     leaked = [
         path

@@ -7,5 +7,5 @@ box.addEventListener("input", () => {
     row.hidden = !words.every((word) => text.includes(word));
     if (!row.hidden) shown += 1;
   }
-  count.textContent = words.length ? `${shown} rows` : "";
+  count.textContent = words.length ? `${shown} ${shown === 1 ? "row" : "rows"}` : "";
 });

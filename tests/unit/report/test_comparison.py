@@ -92,6 +92,33 @@ def test_a_page_is_one_file_and_never_overwritten_unasked(tmp_path: Path) -> Non
     assert page.read_text() == html
 
 
+def test_the_cost_of_each_run_is_compared(tmp_path: Path) -> None:
+    """Two students have the same score, and which of them is smaller or faster is not shown; or a screen reader reads a plot as nothing."""
+    first = make_run(tmp_path / "first", BAD)
+    second = make_run(tmp_path / "second", GOOD)
+    report = json.loads((second / "report.json").read_text())
+    report["models"]["student"] |= {"bytes": 4_000_000, "latency_ms": {"p50": 0.4, "p95": 0.6}}
+    (second / "report.json").write_text(json.dumps(report))
+    runs = json.loads(kdcli("compare", first, second, "--json"))["runs"]
+    assert [(run["bytes"], run["latency_ms"]["p50"]) for run in runs] == [(16_000_000, 1.5), (4_000_000, 0.4)]
+    page = tmp_path / "compare.html"
+    table = kdcli("compare", first, second, "--out", page)
+    costs = (("16.0 MB", "1.5 ms"), ("4.0 MB", "0.40 ms"))
+    lines = [next(line for line in table.splitlines() if size in line) for size, _ in costs]
+    assert ["first" in lines[0], "second" in lines[1]] == [True, True]
+    assert all(latency in line for line, (_, latency) in zip(lines, costs, strict=True))
+    html = page.read_text().replace("\N{NO-BREAK SPACE}", " ")
+    head, *rows = re.findall(r"<tr>(.*?)</tr>", html, flags=re.DOTALL)
+    assert {"size", "p50"} <= set(re.findall(r'<th scope="col">(.*?)</th>', head))
+    for row, cost in zip(rows, costs, strict=False):
+        assert set(cost) <= set(re.findall(r"<td>(.*?)</td>", row)), row
+    regions = re.findall(r'role="region" aria-label="([^"]+)"', html)
+    assert len(regions) == html.count('role="region"') == 1
+    plots = re.findall(r'role="img" aria-label="([^"]+)"', html)
+    assert len(plots) == html.count('role="img"') == 1
+    require_words(plots[0], "second", "+15.0")
+
+
 def test_a_sweep_is_its_runs_and_a_failed_one_says_why(tmp_path: Path) -> None:
     """A failed point of a sweep takes the comparison of the others with it."""
     sweep = tmp_path / "sweep"

@@ -10,6 +10,7 @@ import math
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -855,6 +856,51 @@ def test_page_shows_where_the_student_fails_and_what_to_try(tmp_path: Path) -> N
     assert page.count("<svg") == len(re.findall(r'<svg aria-label="[^"]+"', page))
 
 
+def test_cards_do_not_touch(page: str) -> None:
+    """What makes a run doubtful touches the verdict: .card, which comes after .note, takes its margin away."""
+    assert page.rindex("\n.suspicions { margin-top: 14px }") > page.rindex("\n.card, figure { margin: 0;")
+
+
+SEARCH = """
+const [texts, typed] = process.argv.slice(1).map(JSON.parse), rows = texts.map((textContent) => ({ textContent, hidden: false }));
+const elements = { search: { value: "", addEventListener: (_, listener) => (elements.search.listener = listener) }, found: {} };
+const document = { getElementById: (id) => elements[id], querySelectorAll: (all) => (all === ".failure" ? rows : []) };
+%s
+const shown = typed.map((value) => {
+  elements.search.value = value;
+  elements.search.listener();
+  return [rows.flatMap((row, index) => (row.hidden ? [] : [index])), elements.found.textContent];
+});
+console.log(JSON.stringify(shown));
+"""
+"""The script of the page between the elements that it reads; prints for each text that is typed the rows that stay and their count."""
+
+
+def test_the_search_of_the_page_filters_its_rows(tmp_path: Path) -> None:
+    """The search box hides the rows that have the words, or all, or none once it is empty again."""
+    report = failing()
+    texts = ("Late again", "Never late", "All well")
+    row = report["mistakes"]["differ"]["rows"][0]
+    report["mistakes"] = {"differ": {"total": 3, "rows": [row | {"text": text} for text in texts]}}
+    page = page_of(fake_run(tmp_path / "run", report, []))
+    [script] = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    rows = [
+        Page(each).text for each in re.findall(r'<dl class="lines failure">.*?</dl>', page, flags=re.DOTALL)
+    ]
+    assert [text in row for text, row in zip(texts, rows, strict=True)] == [True] * 3
+    assert {'id="search"', 'id="found"'} <= set(re.findall(r'id="\w+"', page))
+    if (node := shutil.which("node")) is None:
+        pytest.skip("node is not installed")
+    typed = ["LATE", "late never", "nothing like it", ""]
+    done = subprocess.run(
+        [node, "-e", SEARCH % script, json.dumps(rows), json.dumps(typed)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == [[[0, 1], "2 rows"], [[1], "1 row"], [[], "0 rows"], [[0, 1, 2], ""]]
+
+
 def test_page_escapes_rows_of_a_data_set(tmp_path: Path) -> None:
     """A row of the test split that holds a <script> runs beside the page's own."""
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -893,6 +939,20 @@ def test_page_of_language_models_holds_what_was_found(tmp_path: Path) -> None:
     assert all(link.startswith("#") for link in seen.links)
     assert not re.search(r"https?:|@import|@font-face", page)
     assert len(page) < 1_000_000
+
+
+def test_page_shows_who_says_what_in_a_prompt(tmp_path: Path) -> None:
+    """The turns of a conversation stand in one text, and the instruction passes for what the user says."""
+    report = fake_lm_report()
+    turns = [("system", "Be brief."), ("user", "Hello <b>"), ("assistant", "Hi."), ("user", "Why?")]
+    conversation = {"turns": [{"role": role, "text": text} for role, text in turns]}
+    report["generations"] = [report["generations"][0] | conversation, report["generations"][0]]
+    page = page_of(fake_run(tmp_path, report, []))
+    shown = re.findall(
+        r'<div class="prompt"><small>(.*?)</small><p dir="auto">(.*?)</p>', page, flags=re.DOTALL
+    )
+    assert shown[:4] == [(role, text.replace("<b>", "&lt;b&gt;")) for role, text in turns]
+    assert [(role, text.partition(" ")[0]) for role, text in shown[4:]] == [("prompt", "Summarise")]
 
 
 def test_page_escapes_generations(tmp_path: Path) -> None:
