@@ -224,7 +224,7 @@ def seeds(runs: str = "runs/bench") -> None:
 
 
 def exports(targets: Sequence[str] = ("cpu", "intel", "mobile", "browser", "cuda", "apple")) -> None:
-    """The default run's student for each target, on one thread, and beside it its teacher in eager torch, in turns on the same rows."""
+    """The default run's student for each target, on one thread, and beside it its teacher in eager torch, interleaved on the same rows."""
     from kdcli.config.check import check
     from kdcli.config.measure import Measure
     from kdcli.config.schema import Distill

@@ -238,7 +238,7 @@ def trimmed() -> None:
         )
     for seed in SEEDS:
         before, after = trimmed_after(RUNS / "tiny" / str(seed))
-        print(f"trimmed: tiny seed {seed}, when it has learnt: {before:.4f} -> {after:.4f}", flush=True)
+        print(f"trimmed: tiny seed {seed}, when it has learned: {before:.4f} -> {after:.4f}", flush=True)
     one, other = (statistics.mean(scores[student]) for student in scores)
     print(
         f"trimmed: {sizes['tiny-trimmed'] / sizes['tiny']:.2f} of the bytes (at most 0.5), score {100 * (other - one):+.2f} points (0.2)"

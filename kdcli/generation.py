@@ -58,13 +58,13 @@ def require_room(cfg: Measure, config: PreTrainedConfig) -> int | None:
     Raises:
         ConfigError: there are none, or too few for prompts of `measure.sequence_length` tokens.
     """
-    room = max_prompt_tokens(config, cfg.new_tokens, "measure.new_tokens")
-    if room is not None and (cfg.sequence_length or 0) > room:
+    most = max_prompt_tokens(config, cfg.new_tokens, "measure.new_tokens")
+    if most is not None and (cfg.sequence_length or 0) > most:
         raise ConfigError(
-            f"measure.sequence_length = {cfg.sequence_length}: {config.model_type} has positions for {room + cfg.new_tokens} tokens, and "
-            f"measure.new_tokens = {cfg.new_tokens} are written after them; give at most {room}"
+            f"measure.sequence_length = {cfg.sequence_length}: {config.model_type} has positions for {most + cfg.new_tokens} tokens, and "
+            f"measure.new_tokens = {cfg.new_tokens} are written after them; give at most {most}"
         )
-    return room
+    return most
 
 
 class Reply(NamedTuple):
@@ -106,8 +106,8 @@ def generate(
         ConfigError: the model has no positions for so many new tokens.
     """
     generator: Any = model
-    room = max_prompt_tokens(model.config, max_new_tokens)
-    prompts = [prompt[-room:] if room else prompt for prompt in prompts]
+    most = max_prompt_tokens(model.config, max_new_tokens)
+    prompts = [prompt[-most:] if most else prompt for prompt in prompts]
     was_training, own = model.training, generator.generation_config
     model.eval()
     ends = ends_of(model, tokenizer, ends)

@@ -57,7 +57,7 @@ def append_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
     )
     own = json.loads(backend.to_str())["post_processor"]
     steps = own["processors"] if own["type"] == "Sequence" else [own]
-    if any("trim_offsets" in step for step in steps):  # of the offsets of byte-level tokens
+    if any("trim_offsets" in step for step in steps):  # byte-level tokenizers also trim offsets
         trims = any(step.get("trim_offsets") for step in steps)
         template = processors.Sequence([processors.ByteLevel(trim_offsets=trims), template])
     backend.post_processor = template

@@ -99,27 +99,29 @@ class Conversation:
         show(text.end(tokens))
         return text.shown
 
-    def _prompt(self, inference: Any, model: Model, room: int) -> list[int]:
+    def _prompt(self, inference: Any, model: Model, max_tokens: int) -> list[int]:
         """Return the token ids of the conversation, without its first turns if they leave no room for the answer."""
         turns = list(self.turns) if self.is_chat else self.turns[-1:]
         while True:
             system = [{"role": "system", "content": self.system}] if self.system else []
             value = [*system, *turns] if self.is_chat else turns[-1]["content"]
             ids: list[int] = inference.prompt_ids(value, model.tokenizer)
-            if len(ids) <= room or len(turns) < 2:
+            if len(ids) <= max_tokens or len(turns) < 2:
                 break
             turns = turns[2:]
         if len(turns) < len(self.turns) and self.is_chat:
             logger.warning(
                 "the first %d turns are left out: the model reads %d tokens",
                 len(self.turns) - len(turns),
-                room,
+                max_tokens,
             )
-        if len(ids) > room:
+        if len(ids) > max_tokens:
             logger.warning(
-                "the text has %d tokens, of which the model reads the last %d; shorten it", len(ids), room
+                "the text has %d tokens, of which the model reads the last %d; shorten it",
+                len(ids),
+                max_tokens,
             )
-        return ids[-room:]
+        return ids[-max_tokens:]
 
 
 class Text:

@@ -14,6 +14,7 @@ from kdcli.data.sources import is_hub
 from kdcli.data.splits import SPLITS
 from kdcli.data.suspicions import check_data, class_counts
 from kdcli.errors import listed
+from kdcli.evaluation.results import SCHEMA
 from kdcli.hub import PACKAGE, origin_of
 from kdcli.pipeline.cost_plan import CostPlan
 from kdcli.pipeline.outline import ENDPOINT, is_remote, outline
@@ -78,7 +79,7 @@ class Check:
     def as_json(self) -> dict[str, Any]:
         """Return the check for machines."""
         return {
-            "schema": 1,
+            "schema": SCHEMA,
             "loads": [
                 {"role": each.role, "path": each.path or None, "origin": each.origin} for each in self.loads
             ],

@@ -30,7 +30,7 @@ from kdcli.evaluation.predict import (
     same_tokens,
     save_predictions,
 )
-from kdcli.evaluation.results import read_report
+from kdcli.evaluation.results import SCHEMA, read_report
 from kdcli.exporting.artifacts import Split, bytes_of, folder_of, run_artifact
 from kdcli.exporting.find import find_artifact
 from kdcli.exporting.packages import required_packages
@@ -77,7 +77,7 @@ def evaluate(cfg: Config, folder: Path) -> int:
     for name, predictions in evaluator.predictions.items():
         save_predictions(folder / "predictions" / f"{cfg.split}.{name}.safetensors", predictions)
     result: dict[str, Any] = {
-        "schema": 1,
+        "schema": SCHEMA,
         "task": cfg.dataset.kind,
         "metric": task.metric,
         "split": cfg.split,

@@ -95,7 +95,7 @@ def _rows(
 
 
 def _is_complete(line: str) -> bool:
-    """Return whether a line is an object or an array by itself, or is not even the beginning of one."""
+    """Return whether a line is a complete JSON object or array, or cannot begin one."""
     try:
         return isinstance(decode_json(line), dict | list)
     except ValueError:

@@ -339,7 +339,7 @@ class Environment(Result):
     dtypes: dict[str, Dtype] = {}
     """In which precision the weights of teacher and student are loaded."""
     quantization: dict[str, Quantization] = {}
-    """In which numbers the weights of linear layers are held while a model computes: of the teacher, of the checkpoint that the student's adapters are
+    """The number format of the linear layers' weights while a model computes: of the teacher, and of the checkpoint that the student's adapters are
     trained on (`student`). A model that is not named is not quantized."""
     placement: dict[str, str] = {}
     """Where the weights of a local teacher were (`teacher`): resident, streamed or device_map, as `teacher.placement`."""

@@ -180,10 +180,10 @@ def _of_parameter(command: str, parameter: Any, typed: Sequence[str], incomplete
         return key_candidates(typed, incomplete)
     if name == "keys":
         return data_candidates(incomplete)
-    known = _known_values(name)
-    if known is None:
+    values = _known_values(name)
+    if values is None:
         return [(incomplete, FILES)]
-    return [item for item in known if item[0].startswith(incomplete)] or [(incomplete, NOTHING)]
+    return [item for item in values if item[0].startswith(incomplete)] or [(incomplete, NOTHING)]
 
 
 def _known_values(name: str) -> Candidates | None:
@@ -202,9 +202,11 @@ def _known_values(name: str) -> Candidates | None:
 
 def data_candidates(incomplete: str) -> Candidates:
     """Return the keys of the data set that `kdcli init` takes: all but the path, which is its first word."""
-    known = [key for key in keys("distill") if key.name.startswith("dataset.") and key.name != "dataset.path"]
+    all_keys = [
+        key for key in keys("distill") if key.name.startswith("dataset.") and key.name != "dataset.path"
+    ]
     name, equals, value = incomplete.partition("=")
-    items = _values(name, value, known) if equals else _names(name, known)
+    items = _values(name, value, all_keys) if equals else _names(name, all_keys)
     return [(word, text) for word, text in items if word.startswith(incomplete)] or [(incomplete, NOTHING)]
 
 
@@ -224,11 +226,11 @@ def override_candidates(command: str, typed: Sequence[str], incomplete: str) -> 
         command: distill, eval or export.
         typed: the overrides before it, which choose the components.
     """
-    known = keys(command, _options(typed))
+    all_keys = keys(command, _options(typed))
     sign = re.match(r"[+~]*", incomplete)
     before = sign[0] if sign else ""
     name, equals, value = incomplete[len(before) :].partition("=")
-    items = _values(name, value, known) if equals else _names(name, known)
+    items = _values(name, value, all_keys) if equals else _names(name, all_keys)
     items += _paths(incomplete) if not typed and not equals else []
     return [(f"{before}{word}", text) for word, text in items if word.startswith(incomplete[len(before) :])]
 
@@ -265,10 +267,10 @@ def _options(typed: Iterable[str]) -> dict[str, str | None]:
     return {group: option for group, option in pairs if group in groups and option in group_options(group)}
 
 
-def _names(incomplete: str, known: Sequence[Key]) -> Candidates:
+def _names(incomplete: str, all_keys: Sequence[Key]) -> Candidates:
     """Return the keys and groups that begin with a text, up to their next dot."""
-    below = keys_below(incomplete.rpartition(".")[0], known) if "." in incomplete else known
-    names = {key.name for key in known}
+    below = keys_below(incomplete.rpartition(".")[0], all_keys) if "." in incomplete else all_keys
+    names = {key.name for key in all_keys}
     names |= {"experiment", "debug"} if "trainer" in names else set()  # groups that set keys of others
     groups = names & set(config_groups())
     items = {
@@ -290,11 +292,11 @@ def _names(incomplete: str, known: Sequence[Key]) -> Candidates:
     return list(items.items())
 
 
-def _values(name: str, value: str, known: Sequence[Key]) -> Candidates:
+def _values(name: str, value: str, all_keys: Sequence[Key]) -> Candidates:
     """Return the options of a group or the values of a key; of a list, or a sweep, those of its last item."""
     if name in config_groups():
         return _options_of(name, value)
-    key = next((key for key in keys_below(name, known) if key.name == name), None)
+    key = next((key for key in keys_below(name, all_keys) if key.name == name), None)
     if key is None or key.is_path:
         return [(f"{name}={value}", FILES)]
     before = re.sub(r"[^\[,]*$", "", value)

@@ -90,7 +90,7 @@ def _points(word: Override) -> int:
         count = len(value.list)
     elif isinstance(value, Glob):
         count = len(matches_glob(word))
-    else:  # an interval, from which other sweepers sample
+    else:  # an interval, which only sweepers that sample support (Optuna)
         raise ConfigError(
             f"{line}: kdcli runs every point of a sweep, and an interval has too many; give values (a,b,c) or range(FIRST,END,STEP)"
         )

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from kdcli.errors import ConfigError
 
 BLOCK = 32
-"""The weights of a row that share a scale, in int4 and in both precisions of a language model."""
+"""The block size: the number of weights of a row that share a scale, in int4 and in both precisions of a language model."""
 
 
 class FakeQuantization:

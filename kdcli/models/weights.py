@@ -54,9 +54,9 @@ class StoredTensor:
         """
         shape = self.shape if rows is None else (min(rows, self.shape[0]), *self.shape[1:])
         count = math.prod(shape) * self.dtype.itemsize
-        room = torch.empty(count + 2 * ALIGNMENT, dtype=torch.uint8)
-        begin = (self.start - room.data_ptr()) % ALIGNMENT
-        data = room[begin : begin + count]
+        buffer = torch.empty(count + 2 * ALIGNMENT, dtype=torch.uint8)
+        begin = (self.start - buffer.data_ptr()) % ALIGNMENT
+        data = buffer[begin : begin + count]
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.start)
             read_into(file, data)

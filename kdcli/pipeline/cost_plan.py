@@ -84,9 +84,9 @@ class CostPlan:
         return phase.name, f"{phase.rows:,}", steps, phase.note or (seconds if self.timed else "")
 
     def _sums(self) -> list[str]:
-        known = [phase.seconds for phase in self.phases if phase.seconds is not None]
-        unknown = len(self.phases) - len(known)
-        seconds = sum(known, 0.0)
+        seconds_of_phases = [phase.seconds for phase in self.phases if phase.seconds is not None]
+        unknown = len(self.phases) - len(seconds_of_phases)
+        seconds = sum(seconds_of_phases, 0.0)
         total = "time known after the first steps"
         if seconds:
             total = (

@@ -170,7 +170,7 @@ class TunedTeacher(Key):
 
 @dataclass(frozen=True)
 class NewModel(Key):
-    """A model of random weights over a vocabulary that is learnt from the training pairs."""
+    """A model of random weights over a vocabulary that is learned from the training pairs."""
 
     folder: ClassVar[str] = "new_models"
     component: dict[str, Any]

@@ -76,7 +76,7 @@ def _served_tokenizer(cfg: Config, path: str) -> Checkpoint:
 
 
 def _remote_student_source(cfg: Config, data: Data, state: PartialState) -> Checkpoint:
-    """Return the student's own checkpoint, or student.init_from, or for pairs a new model over a vocabulary that is learnt from them.
+    """Return the student's own checkpoint, or student.init_from, or for pairs a new model over a vocabulary that is learned from them.
 
     Raises:
         ConfigError, ModelError: there is none.
@@ -98,7 +98,7 @@ def _remote_student_source(cfg: Config, data: Data, state: PartialState) -> Chec
 
 
 def _new_model(cfg: Config, component: Component, data: Data, state: PartialState) -> Checkpoint:
-    """Return a translation model of random weights over a vocabulary that is learnt from the training pairs.
+    """Return a translation model of random weights over a vocabulary that is learned from the training pairs.
 
     Raises:
         ConfigError: the data are not pairs.

@@ -12,6 +12,7 @@ from kdcli import rundir
 from kdcli.errors import ConfigError
 from kdcli.evaluation.results import (
     ENVIRONMENT,
+    SCHEMA,
     ExportResult,
     Report,
     finished_report,
@@ -66,7 +67,7 @@ def compare(paths: Sequence[Path]) -> dict[str, Any]:
         entry["keys"] = {key: entry["keys"][key] for key in keys if key in entry["keys"]}
         entry.pop("rows_of")
         entry.pop("machine")
-    return {"schema": 1, "runs": entries, "keys": keys, "notes": notes}
+    return {"schema": SCHEMA, "runs": entries, "keys": keys, "notes": notes}
 
 
 def jobs_of(sweep: Path) -> list[Path]:

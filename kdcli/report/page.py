@@ -209,7 +209,7 @@ def _page(
         "seeds": [seed_columns(metric), *rows] if (rows := seed_rows(report)) else [],
         "scores": score_plot(metric, models | baselines(report)),
         "gain": gain_plot(metric, verdict),
-        # those of a further seed, student@5, are much the same
+        # without those of further seeds (student@5), which look alike
         "curves": list(loss_curves([record for record in metrics if "@" not in record["stage"]])),
         "validation": validation_plot(metric, metrics),
         "calibration": calibration_plot(models),

@@ -301,7 +301,7 @@ class Task(ABC):
         """Return the headline metric of the best prediction that does not look at the text."""
 
     def chance_predictions(self, predictions: Predictions) -> Predictions | None:
-        """Return the best predictions for the same rows that do not depend on their texts (seq2seq: copies of the texts). A model that has learnt
+        """Return the best predictions for the same rows that do not depend on their texts (seq2seq: copies of the texts). A model that has learned
         something scores more. None: there are none."""
         return None
 

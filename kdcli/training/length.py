@@ -30,7 +30,7 @@ LAST_PART = 0.25
 REMAINING = 0.02
 """The share of the loss below which an improvement over `LAST_PART` counts as flat."""
 TIE = 1e-7
-"""The weight of the loss in the choice of the best validation."""
+"""The weight of the validation loss, which decides between validations with the same score."""
 FEWEST = 4
 """The least number of validations that show whether a curve is flat."""
 Stopped = Literal["converged", "bound", "steps"]

@@ -126,7 +126,7 @@ def beats_chance(task: Task, predictions: Predictions, classes: int, remedy: str
         remedy: what improves a teacher that is no better than chance; "": it can be tuned.
 
     Raises:
-        TeacherError: they are not finite, so that nothing can be learnt, not even in a rehearsal.
+        TeacherError: they are not finite, so that nothing can be learned, not even in a rehearsal.
     """
     if not all(np.isfinite(values).all() for values in predictions.arrays.values()):
         raise TeacherError(

@@ -139,7 +139,7 @@ class ShardedTrainer(HFTrainer):
         self.is_fsdp_enabled = True
 
     def shard(self) -> None:
-        """Divide the weights among the processes without a training, to load a checkpoint of one."""
+        """Shard the student over the processes without training, so that a sharded checkpoint can be loaded."""
         if self.is_fsdp_enabled:
             self.create_optimizer()
             self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)

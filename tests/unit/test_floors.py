@@ -18,7 +18,7 @@ FLOORS = {
     "knows files, messages and config keys, and imports no torch": (
         "errors numbers memory locks processes files hub console templates config rundir cache_notes environment model_files"
     ),
-    "knows what a model says at which positions, and what that costs": (
+    "knows what a model predicts at which positions, and the loss of that": (
         "device signals features distributed prompts generation text_metrics losses tasks models"
     ),
     "knows where rows, teacher outputs and initial weights come from": "data students teachers",

@@ -111,7 +111,7 @@ class Cuda(Target):
 
 
 def _program(model: PreTrainedModel, names: list[str], max_length: int) -> Any:
-    """Return the logits of any batch, of any length."""
+    """Return the exported program, whose batch size and sequence length are dynamic."""
     batch = sample_batch(model, names)
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=max_length)}
     shapes = dict.fromkeys(batch, free)

@@ -138,17 +138,17 @@ class CausalLM(LanguageModel):
                 "before another; raise it"
             )
         for group in groups:
-            room = 0
+            remaining = 0
             for document, last in group:
                 spans = tokenize(tokenizer, [document], special=False)["offset_mapping"][0]
                 for start in range(0, len(spans), step):
                     piece = spans[start : start + step]
-                    if len(piece) + edges > room:
+                    if len(piece) + edges > remaining:
                         packed.append({"texts": [], "ends": []})
-                        room = max_length
+                        remaining = max_length
                     packed[-1]["texts"].append(document[piece[0][0] : piece[-1][1]])
                     packed[-1]["ends"].append(last and start + step >= len(spans))
-                    room -= len(piece) + edges
+                    remaining -= len(piece) + edges
         return datasets.Dataset.from_list(
             [{"id": digest(part["texts"], part["ends"])[:32], **part} for part in packed]
         )

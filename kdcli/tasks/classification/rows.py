@@ -179,7 +179,7 @@ class ClassificationRows(LabelledRows):
         row |= {"label": IGNORE, "votes": []} if self.soft else {"label": IGNORE}
 
     def merged(self, rows: Sequence[Row]) -> Row:
-        """Return the first row with the label of most rows; without a label if two labels have as many."""
+        """Merge duplicate rows: return the first one with the label of the majority, or without a label on a tie."""
         votes = sorted(row["label"] for row in rows if row["label"] != IGNORE)
         best = _most(votes)
         row = rows[0] | {"label": best[0] if len(best) == 1 else IGNORE}

@@ -74,17 +74,17 @@ class MaskedLM(LanguageModel):
             ModelError: the tokenizer has no mask token, or does not return character offsets.
         """
         _require_mask(tokenizer)
-        room = max_length - tokenizer.num_special_tokens_to_add()
-        if room < 1:
+        most_tokens = max_length - tokenizer.num_special_tokens_to_add()
+        if most_tokens < 1:
             raise ConfigError(
-                f"dataset.max_length = {max_length}: special tokens fill it; give at least {max_length - room + 1}"
+                f"dataset.max_length = {max_length}: special tokens fill it; give at least {max_length - most_tokens + 1}"
             )
         prepared: list[dict[str, Any]] = []
         dropped = 0
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
             for key, text, pieces in zip(
-                chunk["id"], chunk["text"], _cut(tokenizer, chunk["text"], room), strict=True
+                chunk["id"], chunk["text"], _cut(tokenizer, chunk["text"], most_tokens), strict=True
             ):
                 dropped += not pieces
                 for index, piece in enumerate(pieces):
@@ -189,8 +189,8 @@ def mask_tokens(
     return labels, masked
 
 
-def _cut(tokenizer: PreTrainedTokenizerBase, texts: list[str], room: int) -> list[list[str]]:
-    """Split each text into pieces of at most `room` tokens, without pieces that have special tokens alone.
+def _cut(tokenizer: PreTrainedTokenizerBase, texts: list[str], most_tokens: int) -> list[list[str]]:
+    """Split each text into pieces of at most `most_tokens` tokens, without pieces that have special tokens alone.
 
     A text is split between two words, or within a word that is longer than a piece.
     """
@@ -203,12 +203,12 @@ def _cut(tokenizer: PreTrainedTokenizerBase, texts: list[str], room: int) -> lis
             encodings["offset_mapping"][index],
             encodings.word_ids(index),
         )
-        if len(ids) <= room:
+        if len(ids) <= most_tokens:
             pieces_of.append([] if special.issuperset(ids) else [text])
             continue
         ends, first = [0], 0
-        while len(ids) - first > room:
-            last = first + room
+        while len(ids) - first > most_tokens:
+            last = first + most_tokens
             starts = [token for token in range(first + 1, last + 1) if words[token] != words[token - 1]]
             last = starts[-1] if starts else last
             ends.append(min(spans[last - 1][1], spans[last][0]))
@@ -216,10 +216,10 @@ def _cut(tokenizer: PreTrainedTokenizerBase, texts: list[str], room: int) -> lis
         ends.append(len(text))
         if min(np.diff(ends)) < 1:
             raise DataError(
-                f"the text {text[:60]!r} has a character of more than {room} tokens; raise dataset.max_length"
+                f"the text {text[:60]!r} has a character of more than {most_tokens} tokens; raise dataset.max_length"
             )
         parts = [text[begin:end] for begin, end in itertools.pairwise(ends)]
-        pieces_of.append([piece for pieces in _cut(tokenizer, parts, room) for piece in pieces])
+        pieces_of.append([piece for pieces in _cut(tokenizer, parts, most_tokens) for piece in pieces])
     return pieces_of
 
 

@@ -139,7 +139,7 @@ class Seq2Seq(LanguageModel):
         given = len(self.given(tokenizer))
         sources, targets = (
             [_cut(ids, max_length, len(behind)) for ids in side]
-            for side, behind in zip(self._ids(tokenizer, rows), self._behind(tokenizer), strict=True)
+            for side, behind in zip(self._ids(tokenizer, rows), self._appended_tokens(tokenizer), strict=True)
         )
         flat = [np.asarray([token for ids in side for token in ids], np.int32) for side in (sources, targets)]
         offsets, target_offsets = (np.cumsum([0, *map(len, side)]) for side in (sources, targets))
@@ -175,8 +175,8 @@ class Seq2Seq(LanguageModel):
             targets = [[*given, *ids[:-1]] for ids in targets]
         return sources, targets
 
-    def _behind(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-        """Return the special tokens behind a source, and behind a target."""
+    def _appended_tokens(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+        """Return the special tokens that are appended to a source and to a target."""
         self._set_languages(tokenizer)
         empty = list(tokenizer("")["input_ids"])
         end = empty.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in empty else len(empty)
@@ -272,7 +272,7 @@ class Seq2Seq(LanguageModel):
     ) -> list[Reply]:
         """Return the translation of each row; with `candidates`, that many consecutive translations of each row."""
         sources, _ = self._ids(tokenizer, rows)
-        cut = [_cut(ids, max_length, len(self._behind(tokenizer)[0])) for ids in sources]
+        cut = [_cut(ids, max_length, len(self._appended_tokens(tokenizer)[0])) for ids in sources]
         texts = decoded(tokenizer, self._tokens(model, tokenizer, cut, max_length, **options))
         return [Reply(text, True) for text in texts]
 
@@ -292,9 +292,9 @@ class Seq2Seq(LanguageModel):
         **options: Any,
     ) -> list[list[int]]:
         given = self.given(tokenizer)
-        room = max(1, max_length - len(given))
-        options = {"max_new_tokens": room, "batch_size": self.batch} | options
-        options["max_new_tokens"] = min(options["max_new_tokens"], room)
+        remaining = max(1, max_length - len(given))
+        options = {"max_new_tokens": remaining, "batch_size": self.batch} | options
+        options["max_new_tokens"] = min(options["max_new_tokens"], remaining)
         return translate(model, tokenizer, sources, given, **options)
 
     def add_texts(
