@@ -46,6 +46,7 @@ BUFFERS = re.compile(
 POOLER = re.compile(r"(^|\.)pooler\.")
 LARGEST_WEIGHT = 1e9
 ATTENTION = re.compile(r"(attn|experts)_implementation")
+FLOATS = re.compile(r"B?F\d")
 FILE_OF_TOKENIZER = re.compile(r"(_file|^vocab|_spm)$")
 
 
@@ -170,6 +171,14 @@ def require_config(config: Mapping[str, Any], name: str, largest: float) -> None
             raise wrong("id2label", labels, "its numbers must count from 0")
         if len(set(labels.values())) < len(labels):
             raise wrong("id2label", labels, "each label needs a name of its own")
+    if config.get("return_dict") is False:
+        raise wrong("return_dict", False, "outputs are read by name; leave the key out")
+    if (chunk := config.get("chunk_size_feed_forward")) not in (None, 0, 1):
+        raise wrong(
+            "chunk_size_feed_forward",
+            chunk,
+            "it refuses rows of other lengths and changes no result; leave the key out",
+        )
     for key, value in _fields(config):
         if ATTENTION.search(key) and isinstance(value, str) and "/" in value:
             raise wrong(key, value, "code from the hub is not run; leave the key out")
@@ -198,7 +207,7 @@ def _fields(tree: object, key: str = "") -> Iterable[tuple[str, object]]:
     """Iterate over the keys and plain values of a config at any depth."""
     if isinstance(tree, Mapping):
         for each, value in tree.items():
-            yield from _fields(value, str(each))
+            yield from _fields(value, key if ATTENTION.search(key) else str(each))
     elif isinstance(tree, list):
         for value in tree:
             yield from _fields(value, key)
@@ -258,7 +267,7 @@ def _elements(path: Path, name: str, quantized: bool) -> int:
             for key in file.keys():  # noqa: SIM118  # it is not a mapping
                 part = file.get_slice(key)
                 total += math.prod(part.get_shape())
-                if key.endswith(".weight") and not quantized and part.get_dtype()[0] not in "FB":
+                if key.endswith(".weight") and not quantized and not FLOATS.match(part.get_dtype()):
                     raise ModelError(
                         f"{name}: {path.name}: {shown(key)} holds {part.get_dtype()}, and floats are expected; save the model in float32"
                     )

@@ -141,7 +141,7 @@ class EndpointResult(Part):
     """Rows whose answers hold no label."""
     dropped: dict[str, int] = {}
     """Rows or completions that were dropped, by reason."""
-    training_rows: int = Field(validation_alias=AliasChoices("training_rows", "learned"))
+    training_rows: int = Field(validation_alias=AliasChoices("training_rows", "learnt"))
     """Rows that the student is trained on."""
     shots: int
     """Examples in each prompt."""

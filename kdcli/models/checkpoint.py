@@ -215,11 +215,29 @@ def load_config(source: Checkpoint) -> PreTrainedConfig:
         ModelError: it cannot be read, or its architecture is not in transformers.
     """
     try:
-        return AutoConfig.from_pretrained(source.path, trust_remote_code=source.code, local_files_only=True)
+        config = AutoConfig.from_pretrained(source.path, trust_remote_code=source.code, local_files_only=True)
+        text_config = config.get_text_config()
     except Exception as error:  # a damaged file may cause any exception
         raise ModelError(
             f"{source.name}: config.json cannot be used: {_first_line(error)}{_code(error)}"
         ) from None
+    if not isinstance(text_config, PreTrainedConfig):
+        raise ModelError(
+            f"{source.name}: config.json cannot be used: a {config.model_type} has no config within its config ({shown(text_config)}); remove it"
+        )
+    if config.is_encoder_decoder and not _is_encoder_decoder(type(config)):
+        raise ModelError(
+            f"{source.name}: config.json cannot be used: is_encoder_decoder is true, and a {config.model_type} has no encoder of its own; remove the key"
+        )
+    return config
+
+
+def _is_encoder_decoder(kind: type[PreTrainedConfig]) -> bool:
+    """Return whether models of an architecture may have an encoder and a decoder."""
+    try:
+        return bool(kind().is_encoder_decoder)
+    except Exception:  # a config that consists of others needs them
+        return True
 
 
 def load_tokenizer(
@@ -240,6 +258,7 @@ def load_tokenizer(
             source.path, trust_remote_code=source.code, local_files_only=True
         )
         tokenizer.get_vocab()
+        [int(token_id) for token_id in tokenizer.all_special_ids]
     except Exception as error:  # tokenizers raises Exception itself
         raise ModelError(
             f"{source.name}: its tokenizer cannot be loaded: {_first_line(error)}{_code(error)}"

@@ -67,7 +67,7 @@ def require_vocabulary(
             "tokenizer files beside the weights"
         )
     target_rows = getattr(text_config, "decoder_vocab_size", None) or text_config.vocab_size
-    highest = max(count_ids(vocabulary) - 1, *tokenizer.all_special_ids)
+    highest = max([count_ids(vocabulary) - 1, *tokenizer.all_special_ids])
     for last, rows in (
         (highest, text_config.vocab_size),
         (count_ids(target_vocabulary(tokenizer)) - 1, target_rows),

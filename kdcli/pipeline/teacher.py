@@ -19,6 +19,7 @@ from kdcli.config.schema import Rollout
 from kdcli.data.augment import augmented, find_proposer, load_proposer
 from kdcli.data.splits import SPLITS
 from kdcli.distributed import wait_for_everyone
+from kdcli.errors import TeacherError
 from kdcli.evaluation.predict import likelihoods, predictions_from_teacher
 from kdcli.files import PARTIAL, write_json
 from kdcli.generation import Reply, positions_of
@@ -128,7 +129,13 @@ def check_teacher_texts(
         return teacher.replies(list(part), greedy, 0) if teacher.can_write else []
 
     def score(part: datasets.Dataset, _: int) -> list[float]:
-        return likelihoods(load_teacher(), teachers[0], run.task, part, run.max_length)
+        scores = likelihoods(load_teacher(), teachers[0], run.task, part, run.max_length)
+        if not np.isfinite(scores).all():
+            raise TeacherError(
+                f"{teachers[0].name}: the log-probabilities that it gives the completions of the data are not finite: its config.json is not that of its "
+                "weights, or its numbers overflow; put the model's own config.json beside the weights, or use another checkpoint"
+            )
+        return scores
 
     def generate(rows: datasets.Dataset) -> list[Reply]:
         folder = cache_path(CheckedTexts.of(run, teachers, greedy))

@@ -36,6 +36,11 @@ ODD: list[Any] = [
     None, True, -1, 0, 1, 7, 10**7, 10**12, 2**63, 1e308, 1.5, -0.0, float("nan"), float("inf"), "", "x", "é\u202e\n", "a" * 5000, [], {}, [1], [None],
     {"x": [1]}, ["BertModel"],
 ]  # fmt: skip
+KEYS = (
+    "text_config", "decoder", "return_dict", "chunk_size_feed_forward", "is_encoder_decoder", "attn_implementation", "is_decoder", "pad_token_id",
+    "rope_parameters", "tie_word_embeddings", "quantization_config", "dtype", "problem_type", "extra_special_tokens", "num_labels", "auto_map",
+)  # fmt: skip
+"""Keys that the models here do not have."""
 TEXT = (".json", ".txt")
 
 
@@ -96,8 +101,11 @@ def mutate(path: Path, chance: random.Random) -> None:
     for _ in range(chance.choice([1, 1, 1, 3])):
         if found := places(tree):
             container, key = chance.choice(found)
-            if isinstance(container, dict) and chance.random() < 0.2:
+            way = chance.random()
+            if isinstance(container, dict) and way < 0.2:
                 del container[key]
+            elif isinstance(container, dict) and way < 0.4:
+                container[chance.choice(KEYS)] = chance.choice(ODD)
             else:
                 container[key] = chance.choice(ODD)
     path.write_text(json.dumps(tree), encoding="utf-8")

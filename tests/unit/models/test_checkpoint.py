@@ -28,7 +28,13 @@ from transformers import (
 from kdcli.config.types import CheckpointConfig
 from kdcli.errors import ConfigError, ModelError
 from kdcli.model_files import SUMS, require_unchanged, write_sums
-from kdcli.models.checkpoint import find, load_model, load_tokenizer, require_loadable, with_new_head
+from kdcli.models.checkpoint import (
+    find,
+    load_model,
+    load_tokenizer,
+    require_loadable,
+    with_new_head,
+)
 from kdcli.tasks.base import Task
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.classification.task import Classification
@@ -131,6 +137,11 @@ SPOILED: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "another shape": (config(intermediate_size=63), ("config.json",)),
     "another vocabulary": (config(vocab_size=31), ("config.json",)),
     "a kernel from the hub": (config(_attn_implementation="some/kernel"), ("_attn_implementation",)),
+    "a kernel from the hub in a mapping": (config(attn_implementation={"": "some/kernel"}), ("attn_implementation", "some/kernel")),
+    "a config within the config": (config(text_config={"a": 1}), ("config.json", "'a'")),
+    "an encoder that the architecture has not": (config(is_encoder_decoder=True), ("config.json", "is_encoder_decoder")),
+    "outputs without names": (config(return_dict=False), ("return_dict", "leave the key out")),
+    "rows in chunks": (config(chunk_size_feed_forward=7), ("chunk_size_feed_forward is 7", "leave the key out")),
     "config.json is a list": (written("config.json", b"[]"), ("config.json",)),
     "config.json is nested too deeply": (written("config.json", b'{"a":' * 10**5), ("config.json",)),
     "config.json is UTF-16": (written("config.json", '{"model_type": "bert"}'.encode("utf-16")), ("config.json",)),
@@ -148,6 +159,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "NaN": (tensors(lambda found: found[WEIGHT][0].fill_(torch.nan)), (WEIGHT,)),
     "infinity": (tensors(lambda found: found[WEIGHT][0].fill_(torch.inf)), (WEIGHT,)),
     "weights that are integers": (tensors(lambda found: found.update({WEIGHT: found[WEIGHT].to(torch.int8)})), (WEIGHT, "I8", "float32")),
+    "weights that are booleans": (tensors(lambda found: found.update({WEIGHT: found[WEIGHT] > 0})), (WEIGHT, "BOOL", "float32")),
     "a weight is missing": (tensors(lambda found: found.pop(WEIGHT)), (WEIGHT,)),
     "a header without end": (written("model.safetensors", struct.pack("<Q", 2**62) + b"{}"), ("model.safetensors",)),
     "a FIFO for a config": (in_place_of("config.json", os.mkfifo), ("config.json",)),
