@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdcli.data.raw_rows import BadRows
-from kdcli.errors import ConfigError, DataError, shown
+from kdcli.data.raw_rows import COLUMN_NAME, BadRows, holds_names
+from kdcli.errors import ConfigError, DataError, listed, shown
 from kdcli.tasks.rows import RowSchema
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,8 @@ PREAMBLE = 20
 """The number of rows in which the header is searched."""
 SINGLE_COLUMN = "\x1f"
 """The delimiter of a file with one column: a control character that no text holds."""
+ROWS_PER_LABEL = 5
+"""The mean number of rows of a label from which on a label of a single row, the first one, is taken for the name of the column."""
 MOST_NAMED = 30
 """The number of columns up to which a message proposes names for all."""
 DELIMITERS = (",", "\t", ";", "|", "\x01", "^", "~")
@@ -307,6 +309,7 @@ def read(
     indices = [index + dialect.row_names for index in _indices(schema, name, header)]
     width, needed = len(header) + dialect.row_names, max(indices) + 1
     notes: Counter[str] = Counter()
+    first = FirstRow(schema, path, header) if columns else None
     while True:
         begin = reader.line_num + 1
         try:
@@ -336,9 +339,68 @@ def read(
             continue
         elif not row[0] and not any(row):
             continue
+        if first is not None:
+            first.compare(row, reader.line_num)
         yield tuple([row[column] for column in indices])
+    if first is not None:
+        first.require_row()
     for note, count in (+notes).items():
         logger.info("%s: %d rows %s", name, count, note)
+
+
+class FirstRow:
+    """The first row of a file to which `dataset.columns` gives the names of the columns: a header is refused."""
+
+    def __init__(self, schema: RowSchema, path: str, names: Sequence[str]):
+        self.path, self.names = path, names
+        self.label = None
+        if "label" in schema.cfg.spec.reads and schema.has_gold and schema.cfg.label in names:
+            self.label = names.index(schema.cfg.label)
+        self.row: list[str] = []
+        self.line = 0
+        self.others: Counter[str] = Counter()
+
+    def compare(self, row: list[str], line: int) -> None:
+        """Record a row.
+
+        Args:
+            line: its last line, for messages.
+
+        Raises:
+            DataError: it is the first one, and holds the names of its columns.
+        """
+        if not self.line:
+            self.row, self.line = row[: len(self.names)], line
+            if holds_names(self.names, self.row):
+                raise self._refusal("is the header")
+        elif self.label is not None and len(self.others) <= MOST_NAMED:
+            self.others[row[self.label]] += 1
+
+    def require_row(self) -> None:
+        """Refuse a first row of words such as columns are called by, whose label no other row has while the other labels repeat. Warn of it where a
+        field has several words, as a text may.
+
+        Raises:
+            DataError
+        """
+        if (
+            self.label is None
+            or len(self.row) != len(self.names)
+            or not 0 < len(self.others) <= min(MOST_NAMED, self.others.total() // ROWS_PER_LABEL)
+            or self.row[self.label] in self.others
+            or not all(map(COLUMN_NAME.fullmatch, self.row))
+        ):
+            return
+        error = self._refusal("looks like a header, because no other row has its label")
+        if not any(" " in field.strip() for field in self.row):
+            raise error
+        logger.warning("%s", error.message)
+
+    def _refusal(self, what: str) -> DataError:
+        return DataError(
+            f"{self.path}, line {self.line} ({listed(self.row)}) {what}; remove dataset.columns, which is for files without one, and name the columns by "
+            "the header"
+        )
 
 
 def _place(path: str, begin: int, reader: Any) -> str:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from kdcli.data.raw_rows import BadRows, value_at
+from kdcli.data.raw_rows import BadRows, holds_names, value_at
 from kdcli.errors import DataError, listed, shown
 from kdcli.tasks.notation import decode_json
 from kdcli.tasks.rows import RowSchema
@@ -91,6 +91,8 @@ def _rows(
         except ValueError as error:
             bad.add(f"{where} is not JSON: {error}; {_remedy(line)}")
             continue
+        if number == head[0][0]:
+            _require_no_names(schema, path, row)
         yield where, _named(schema, row)
 
 
@@ -168,7 +170,7 @@ def _records(schema: RowSchema, path: str, document: Any) -> list[Any]:
         raise DataError(
             f"{path}: expected an array of objects, got {shown(document)}; name the key that holds it with dataset.field="
         )
-    return _with_header(schema, document)
+    return _with_header(schema, path, document)
 
 
 def _of_columns(schema: RowSchema, document: Mapping[str, Any]) -> list[Any] | None:
@@ -243,9 +245,19 @@ def _width(rows: Any) -> int:
     return sizes.pop() if len(sizes) == 1 else 0
 
 
-def _with_header(schema: RowSchema, rows: list[Any]) -> list[Any]:
+def _require_no_names(schema: RowSchema, path: str, first: Any) -> None:
+    """Refuse `dataset.columns` for arrays whose first one names the columns."""
+    if schema.cfg.columns and isinstance(first, list) and holds_names(schema.cfg.columns, first):
+        raise DataError(
+            f"{path}: its first array ({listed(first)}) is the header; remove dataset.columns, which is for arrays without one, and name the columns by the "
+            "header"
+        )
+
+
+def _with_header(schema: RowSchema, path: str, rows: list[Any]) -> list[Any]:
     """Return the rows as objects, if they are arrays below a first array that names the columns; other rows are unchanged."""
     first = rows[0] if rows else None
+    _require_no_names(schema, path, first)
     if (
         schema.cfg.columns
         or not isinstance(first, list)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from kdcli.errors import DataError, listed, shown, suggest
@@ -13,8 +14,23 @@ logger = logging.getLogger(__name__)
 REMEDY = "; dataset.bad_rows=drop leaves such rows out"
 UNREADABLE = "cannot be read"
 """The reason for which rows are dropped, for counts."""
+COLUMN_NAME = re.compile(r"#?\s*[^\W\d][\w.-]*( [\w.-]+){0,2}")
+"""A field that a column may be called by: one to three words."""
 EXAMPLES = 3
 """The number of dropped rows that a message names."""
+
+
+def holds_names(names: Sequence[str], row: Sequence[Any]) -> bool:
+    """Return whether a row holds the names of its columns, up to case and white space: all of them, or some among other words such as columns are
+    called by."""
+    if len(row) != len(names) or not all(isinstance(field, str) for field in row):
+        return False
+    same = [_folded(name) == _folded(field) for name, field in zip(names, row, strict=True)]
+    return all(same) or (any(same) and all(map(COLUMN_NAME.fullmatch, row)))
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name.strip().removeprefix("#")).strip().casefold()
 
 
 class BadRows:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdcli.data.raw_rows import BadRows
+from kdcli.data.raw_rows import BadRows, holds_names
 from kdcli.errors import DataError, listed, shown, suggest
 from kdcli.tasks.rows import RowSchema
 from kdcli.tasks.token_classification.rows import SENTENCE, is_blank
@@ -253,7 +253,7 @@ def _names(
     )
     header = (
         named
-        or first.fields == cfg.columns
+        or (cfg.columns is not None and holds_names(cfg.columns, first.fields))
         or any(
             column[0] not in column[1:] and _is_scheme(column[1:]) and not _is_scheme(column)
             for column in columns

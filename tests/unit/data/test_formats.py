@@ -358,6 +358,18 @@ OTHERS: dict[str, tuple[Write, str, str]] = {
 """Files whose texts end with more than the rows: what writes them, what the run says of them, the end of each text."""
 REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
     "no header": (file("a.csv", rows("{label},{text}\n", "")), ("a.csv", "dataset.columns=[label,text]")),
+    "a header beside dataset.columns": (
+        file("a.csv", PLAIN.replace("text,label", "Text, LABEL", 1)),
+        ("a.csv", "line 1", "Text", "LABEL", "remove dataset.columns"),
+    ),
+    "a header of other names beside dataset.columns": (
+        file("a.csv", PLAIN.replace("text,label", "review,sentiment", 1)),
+        ("a.csv", "line 1", "review, sentiment", "remove dataset.columns"),
+    ),
+    "JSON, arrays below one of names, beside dataset.columns": (
+        file("a.json", json.dumps([["Text", "Label"], *map(list, ROWS)])),
+        ("a.json", "Text, Label", "remove dataset.columns"),
+    ),
     "columns of other names": (
         file("a.csv", PLAIN.replace("text,", "review,", 1)),
         ("a.csv", "review", "dataset.text="),
@@ -526,13 +538,30 @@ def test_files_that_are_refused(tmp_path: Path, name: str) -> None:
     """A message about something else, or one without the key that helps."""
     write, words = REFUSED[name]
     (tmp_path / "in").mkdir()
-    keys = {"columns": ["text", "label"]} if "leave dataset.columns out" in words else {}
+    is_named = {"leave dataset.columns out", "remove dataset.columns"} & {*words}
+    keys = {"columns": ["text", "label"]} if is_named else {}
     with pytest.raises(DataError, match=naming(*words)):
         read(write(tmp_path / "in"), **keys)
     if "dataset.bad_rows=drop" in words:
         data = read(next((tmp_path / "in").iterdir()), bad_rows="drop")
         assert dict(ROWS).items() <= texts(data).items()
         assert data.dropped["cannot be read"] == 1
+
+
+@pytest.mark.parametrize("first", ["very good,mixed", "Well,good", "a film of 1999,Mixed", "good film,bad"])
+def test_first_rows_that_are_no_headers(first: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A row of few words that is refused as a header, or one that may be a header and is learned as a class without a word."""
+    path = file("a.csv", f"{first}\n" + rows("{text},{label}\n", ""))(tmp_path)
+    data = read(path, columns=["text", "label"])
+    assert texts(data) == dict([first.split(","), *ROWS])
+    assert ("dataset.columns" in caplog.text) == (first == "very good,mixed")
+
+
+def test_a_header_of_lines_of_arrays(tmp_path: Path) -> None:
+    """The names of columns in the first line of arrays that are learned as a text and its label."""
+    lines_of_arrays = "".join(json.dumps(row) + "\n" for row in [("TEXT", "label"), *ROWS])
+    with pytest.raises(DataError, match=naming("a.jsonl", "TEXT", "remove dataset.columns")):
+        read(file("a.jsonl", lines_of_arrays)(tmp_path), columns=["text", "label"])
 
 
 @pytest.mark.parametrize("test", ["text\nsome text\n", "text,label\nsome text,-1\n"])

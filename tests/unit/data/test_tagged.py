@@ -177,6 +177,11 @@ READ: dict[str, tuple[str | bytes, dict[str, Any], Sentences]] = {
         {"words": "token", "tags": "ner"},
         SENTENCES,
     ),
+    "a header in capitals beside dataset.columns": (
+        "WORD\tPOS\tTAG\n" + lines("{word}\tNN\tO"),
+        {"columns": ["word", "pos", "tag"]},
+        tag_map(lambda tag: "O"),
+    ),
     "a sentence a line, words joined to tags (EU/B-ORG rejects/O)": (
         "\n".join(" ".join(f"{word}/{tag}" for word, tag in sentence) for sentence in SENTENCES),
         {},
