@@ -211,6 +211,19 @@ READ: dict[str, tuple[str | bytes, dict[str, Any], Sentences]] = {
         {},
         SENTENCES,
     ),
+    "EOS, </s> or a row of hyphens between sentences": (
+        "EOS\n".join(lines("{word}\t{tag}", sentences=[each]) for each in SENTENCES[:2])
+        + "</s>\n"
+        + lines("{word}\t{tag}", sentences=SENTENCES[2:])
+        + "---\n",
+        {},
+        SENTENCES,
+    ),
+    "words that begin as comments (--, //)": (
+        lines("{word} {tag}").replace("rejects", "--").replace("German", "//"),
+        {},
+        [[SENTENCES[0][0], ("--", "O"), ("//", "B-MISC"), SENTENCES[0][3]], *SENTENCES[1:]],
+    ),
     "a column with the number of the sentence (sentence_id)": (
         "sentence_id\tword\ttag\n"
         + "".join(f"{i}\t{word}\t{tag}\n" for i, each in enumerate(SENTENCES) for word, tag in each),
@@ -237,6 +250,21 @@ REFUSED: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         "// a comment\n\n" + lines("{word} {tag}") + "\n" + lines("{word} {tag}"),
         {},
         ["line 1", "2 columns", "'// a comment'", "dataset.bad_rows=drop"],
+    ),
+    "comments without # before each sentence (% …)": (
+        "".join(
+            "% a comment here\n" + lines("{word} {tag}", sentences=[each]) + "\n" for each in SENTENCES * 2
+        ),
+        {},
+        ["line 1", "'% a comment here'", "dataset.bad_rows=drop"],
+    ),
+    "titles before each sentence": (
+        "".join(
+            f"Text number {i} of all\n" * (i % 2) + lines("{word} {tag}", sentences=[each]) + "\n"
+            for i, each in enumerate(SENTENCES * 2)
+        ),
+        {},
+        ["line 6", "2 columns", "'Text number 1 of all'", "dataset.bad_rows=drop"],
     ),
     "CoNLL-U without a column of entities": (lines(UD), {}, ["dataset.columns=[id,words,lemma,tags,xpos"]),
     "names of columns that are not those of the lines": (
@@ -328,6 +356,15 @@ def test_sentences_that_cannot_be_read_are_dropped(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=naming("line 14", "dataset.bad_rows=drop")):
         read(tmp_path / "a.conll", text)
     assert read(tmp_path / "a.conll", text, bad_rows="drop") == SENTENCES * 2
+
+
+@pytest.mark.parametrize("mark", ["% a comment", "// so", "-- a comment here", "<!-- a -->"])
+def test_a_comment_is_dropped_without_its_sentence(tmp_path: Path, mark: str) -> None:
+    """A file of which no sentence is left, because each begins with a comment; or a comment that is learned as a word."""
+    text = "".join(f"{mark}\n" + lines("{word} {tag}", sentences=[each]) + "\n" for each in SENTENCES)
+    with pytest.raises(DataError, match=naming("line 1", mark, "dataset.bad_rows=drop")):
+        read(tmp_path / "a.conll", text)
+    assert read(tmp_path / "a.conll", text, bad_rows="drop") == SENTENCES
 
 
 def test_an_empty_tag_beside_o_is_a_bad_row(tmp_path: Path) -> None:
