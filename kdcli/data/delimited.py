@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import itertools
@@ -21,6 +22,8 @@ LONGEST_FIELD = 2**24
 """The maximum number of characters of a csv field: a longer one has an unclosed quote."""
 PREAMBLE = 20
 """The number of rows in which the header is searched."""
+EXAMINED = 1000
+"""The number of rows by which the column of the labels is proposed."""
 SINGLE_COLUMN = "\x1f"
 """The delimiter of a file with one column: a control character that no text holds."""
 ROWS_PER_LABEL = 5
@@ -119,7 +122,8 @@ def _dialects(cfg: Any, delimiter: str, lines: Sequence[str], cut: bool) -> Iter
         quotes = ['"'] if _is_quoted_table(lines, cut) else [None]
     else:
         quotes = ['"', *[None] * _has_quotes_as_text(lines, delimiter)]
-        quotes += ["'"] * any(line.startswith("'") for line in lines)
+        single = any(line.startswith("'") for line in lines)
+        quotes = ["'", *quotes] if _are_in_single_quotes(lines, delimiter) else [*quotes, *["'"] * single]
     escapes: list[str | None] = [None, "\\"] if any('\\"' in line for line in lines) else [None]
     if cfg.escape is not None:
         escapes = [None if cfg.escape == "none" else cfg.escape]
@@ -150,16 +154,12 @@ class Trial:
             self.rows, self.error = _parsed(lines, dialect, cut)
         self.dialect = dialect
         self.skip = next(
-            (
-                index
-                for index, row in enumerate(self.rows[:PREAMBLE])
-                if set(wanted) <= set(map(column_name, row))
-            ),
+            (index for index, row in enumerate(self.rows[:PREAMBLE]) if set(wanted) <= {*column_names(row)}),
             None,
         )
         if not wanted and not columns:
             self.skip = _table_begins(self.rows)
-        self.names = columns or [column_name(name) for name in self.rows[self.skip or 0]] if self.rows else []
+        self.names = columns or column_names(self.rows[self.skip or 0]) if self.rows else []
         self.body = self.rows if columns else self.rows[(self.skip or 0) + 1 :]
         width = len(self.names)
         self.consistent = sum(_fit(row, width) for row in self.body) / len(self.body) if self.body else 1.0
@@ -209,9 +209,10 @@ def _fit(row: list[str], width: int) -> float:
     return 0.1 if len(row) > width else 0.5 * (len(row) > 1)
 
 
-def column_name(field: str) -> str:
-    """Return the name of a column: what the header holds, without white space, or the number sign that begins some headers."""
-    return field.strip().removeprefix("#").strip()
+def column_names(fields: Sequence[str]) -> list[str]:
+    """Return the names of columns: what the header holds, without white space around it, or the number sign that begins some headers."""
+    names = [field.strip() for field in fields]
+    return [names[0].removeprefix("#").strip(), *names[1:]] if names else []
 
 
 def _parsed(lines: Iterable[str], dialect: Dialect, cut: bool) -> tuple[list[list[str]], bool]:
@@ -285,6 +286,16 @@ def _is_quoted_table(lines: Sequence[str], cut: bool) -> bool:
     return all(name.startswith('"') for name in rows[0])
 
 
+def _are_in_single_quotes(lines: Sequence[str], delimiter: str) -> bool:
+    """Return whether the fields of the first rows are between single quotes."""
+    rows = [line.strip() for line in lines[:PREAMBLE] if line.strip()]
+    field = re.compile(r"'(?:[^']|'')*'")
+    return bool(rows) and all(
+        row[0] == row[-1] == "'" and all(map(field.fullmatch, re.split(rf"{re.escape(delimiter)}(?=')", row)))
+        for row in rows
+    )
+
+
 def _has_quotes_as_text(lines: Sequence[str], delimiter: str) -> bool:
     """Return whether fields begin with quotes that belong to the text, as in `"Well" said, good`."""
     rows, _ = _parsed(lines, Dialect(delimiter, None), cut=False)
@@ -306,7 +317,7 @@ def read(
     columns, header = schema.cfg.columns, list(dialect.names)
     reader = _reader(lines, dialect)
     _skip(path, reader, dialect.skip + (columns is None))
-    indices = [index + dialect.row_names for index in _indices(schema, name, header)]
+    indices = [index + dialect.row_names for index in _indices(schema, name, header, reader)]
     width, needed = len(header) + dialect.row_names, max(indices) + 1
     notes: Counter[str] = Counter()
     first = FirstRow(schema, path, header) if columns else None
@@ -420,8 +431,11 @@ def _skip(path: str, reader: Any, rows: int) -> None:
         ) from None
 
 
-def _indices(schema: RowSchema, name: str, header: list[str]) -> list[int]:
+def _indices(schema: RowSchema, name: str, header: list[str], reader: Any) -> list[int]:
     """Return the places of the wanted columns.
+
+    Args:
+        reader: of the rows below the header, for messages.
 
     Raises:
         DataError: one is missing.
@@ -443,21 +457,25 @@ def _indices(schema: RowSchema, name: str, header: list[str]) -> list[int]:
             ) from None
         raise DataError(
             f"{error.message}; its first line looks like a row: if the file has no header, name its {len(header)} columns in their order, "
-            f"as in dataset.columns={_proposed(schema, header)}"
+            f"as in dataset.columns={_proposed(schema, header, _rows_of(reader))}"
         ) from None
 
 
 def looks_like_row(header: Sequence[str], body: Sequence[Sequence[Any]] = ()) -> bool:
-    """Return whether a first line holds what no column is called: a number, nothing at all, a sentence, or the same twice.
+    """Return whether a first line holds what no column is called: a number, a sentence, or the same twice. Single words are names, also beside empty or
+    repeated ones, which spreadsheets write.
 
     Args:
         body: rows below it. A sentence, such as a question of a survey, is a name if a column below holds numbers or repeated values, and the first
             line none of them there.
     """
-    if any(not name or _NUMBER.fullmatch(name) for name in header):
+    filled = [name for name in header if name]
+    if not filled or any(map(_NUMBER.fullmatch, filled)):
         return True
-    has_sentence = any(len(name) > 40 or len(name.split()) > 4 for name in header)
-    return (has_sentence or len(set(header)) < len(header)) and not _is_above(header, body)
+    if all(COLUMN_NAME.fullmatch(name) and " " not in name for name in filled):
+        return False
+    has_sentence = any(len(name) > 40 or len(name.split()) > 4 for name in filled)
+    return (has_sentence or len(set(header)) < len(header) or "" in header) and not _is_above(header, body)
 
 
 def _is_above(header: Sequence[str], body: Sequence[Sequence[Any]]) -> bool:
@@ -470,9 +488,18 @@ def _is_above(header: Sequence[str], body: Sequence[Sequence[Any]]) -> bool:
     return False
 
 
-def _proposed(schema: RowSchema, row: list[str]) -> str:
-    """Return names for the fields of a row: the longest ones are taken for the texts, and the first other one for the label. Of several texts without a
-    label the first ones are taken, because a licence or a comment may follow them."""
+def _rows_of(reader: Any) -> list[list[str]]:
+    """Return the first rows of those that can be read."""
+    rows: list[list[str]] = []
+    with contextlib.suppress(csv.Error, DataError, UnicodeError):
+        rows += itertools.islice(reader, EXAMINED)
+    return rows
+
+
+def _proposed(schema: RowSchema, row: list[str], body: Sequence[Sequence[str]]) -> str:
+    """Return names for the fields of a row: the longest ones are taken for the texts, and for the label the first other one that repeats two or more
+    values in the rows below it, or else the first other one. Of several texts without a label the first ones are taken, because a licence or a comment
+    may follow them."""
     texts = list(schema.columns)
     label = texts.pop() if "label" in schema.cfg.spec.reads and schema.has_gold else None
     names = [f"column{number}" for number in range(1, len(row) + 1)]
@@ -485,5 +512,8 @@ def _proposed(schema: RowSchema, row: list[str]) -> str:
         names[index] = text
     others = [index for index in range(len(row)) if index not in longest]
     if label and others:
-        names[others[0]] = label
+        rows = [row, *(each for each in body if len(each) == len(row))]
+        values = {index: {each[index] for each in rows} for index in others}
+        repeated = [index for index in others if 1 < len(values[index]) <= len(rows) / 2]
+        names[(repeated or others)[0]] = label
     return f"[{','.join(names)}]"

@@ -143,7 +143,7 @@ def decide(
         format_name = format_name or (cfg.format if cfg.forces_format else _format(file, head))
     _require_format(cfg, file, format_name)
     if format_name in ("csv", "conll"):
-        start = _start_of(head)
+        start = start_of(head)
         for pattern, what in _TEXTS.items():
             if pattern.match(start):
                 raise DataError(f"{file.path} is {what}")
@@ -226,7 +226,7 @@ def _format(file: DataFile, head: bytes) -> str:
         raise DataError(f"{file.path} is {_ARCHIVE}")
     if file.suffix in TABLE_SUFFIXES:
         return "parquet" if file.suffix == ".parquet" else "arrow"
-    text = _start_of(head)
+    text = start_of(head)
     if _FASTTEXT.match(text):
         return "fasttext"
     if file.suffix in JSON_SUFFIXES and re.search(r"^\s*[\[{]", text, re.MULTILINE):
@@ -234,7 +234,7 @@ def _format(file: DataFile, head: bytes) -> str:
     return "json" if _JSON.match(text) else "csv"
 
 
-def _start_of(head: bytes) -> str:
+def start_of(head: bytes) -> str:
     """Return the first characters of a text."""
     encoding = mark_of(head) or without_mark(head) or "utf-8"
     return head.decode(encoding, "ignore").lstrip("\ufeff \t\r\n\x1e").replace("\r\n", "\n")

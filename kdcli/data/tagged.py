@@ -153,6 +153,26 @@ def tagged_sentences(
         yield tuple(map(list, zip(*sentence, strict=True)))[: len(schema.columns)]
 
 
+def looks_tagged(schema: RowSchema, path: Path, lines: Sequence[str], is_text: bool) -> bool:
+    """Return whether the first lines of a file are words with tags that have letters, or of which the most frequent one means no entity.
+
+    Args:
+        schema: that of the task.
+        is_text: the file is called a text. Other files may be tables, and need blank lines between sentences.
+    """
+    if not is_text and len(_groups(lines, True)[0]) < 2:
+        return False
+    try:
+        sentences = list(tagged_sentences(schema, path, lines, BadRows("drop")))
+    except DataError:
+        return False
+    tags = Counter(tag for _, own in sentences for tag in own)
+    if len(sentences) < 2 or tags.total() < MOST * sum(bool(line.strip()) for line in lines):
+        return False
+    (often, _), *_ = tags.most_common(1)
+    return (is_outside(often) or _is_scheme(tags)) and len(tags) <= MOST_TAGS
+
+
 def _groups(lines: Iterable[str], needs_tags: bool) -> tuple[Groups, list[str]]:
     """Return the lines between blank lines, and the comments that name columns (CoNLL-U Plus). Lines of nothing but separators are blank, which a
     spreadsheet writes, and so are lines that end a sentence in another way."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from support.pages import table
 
 from kdcli.config.dataset import Dataset
 from kdcli.data.dataset import load
+from kdcli.data.inspection import inspect
 from kdcli.data.readers import read_file
 from kdcli.data.splits import SPLITS
 from kdcli.errors import DataError
@@ -322,6 +324,41 @@ def test_the_page_lists_these_files() -> None:
         assert all(key in " ".join(words) for key in keys), name
         assert rows[name].startswith("refused"), name
     assert all(rows[name].startswith("read") for name in READ)
+
+
+@pytest.mark.parametrize("suffix", ["conll", "txt"])
+@pytest.mark.parametrize("name", READ)
+def test_init_reads_files_as_a_run_does(tmp_path: Path, name: str, suffix: str) -> None:
+    """Words with tags in a file *.txt that `kdcli init` takes for documents of a language model, or for pairs of texts."""
+    text, keys, expected = READ[name]
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    if suffix == "txt" and name == "CoNLL-U with named columns":  # all of its tags are one part of speech
+        with pytest.raises(DataError, match=naming("dataset.columns")):
+            inspect(str(path), keys)
+        return
+    inspection = inspect(str(path), keys)
+    assert inspection.task == "token_classification"
+    own = {key: value for key, value in inspection.keys.items() if key != "path"}
+    assert own["format"] == "conll"
+    assert read(path, text, **own) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", "One line.\nAnother line.\n\nA third line of text.\n\nO no.\n"),
+        ("a.csv", "text,label\n\na film,good\n\na day,bad\n\n" * 9),
+        ("a.tsv", "Sentence #\tword\ttag\n" + "".join(f"{n // 3 if n % 3 == 0 else ''}\tw{n}\t{'OB'[n % 3 == 1]}{'-X' * (n % 3 == 1)}\n" for n in range(60))),
+    ],
+    ids=["text", "table", "a word a row"],
+)  # fmt: skip
+def test_other_files_are_not_taken_for_words_with_tags(tmp_path: Path, name: str, text: str) -> None:
+    """Lines of two words, or the rows of a table, that `kdcli init` reads as words with tags."""
+    path = tmp_path / name
+    path.write_text(text)
+    with contextlib.suppress(DataError):
+        assert inspect(str(path), {}).keys.get("format") != "conll"
 
 
 def test_what_was_decided_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
