@@ -21,7 +21,14 @@ from kdcli.config.tasks import packaged_specs
 from kdcli.data.delimited import DELIMITERS, looks_like_row
 from kdcli.data.json_files import SeveralKeysError
 from kdcli.data.raw_rows import UNREADABLE
-from kdcli.data.readers import read_file, read_parallel, require_data_file
+from kdcli.data.readers import (
+    KEYS_OF_LINES,
+    TEXT_SUFFIXES,
+    is_tagged,
+    read_file,
+    read_parallel,
+    require_data_file,
+)
 from kdcli.data.reading import Reading, decide, start_of
 from kdcli.data.sources import (
     SUFFIXES_OF_DATA,
@@ -34,8 +41,7 @@ from kdcli.data.sources import (
     normalized_split,
     parallel_files,
 )
-from kdcli.data.streams import HEAD, DataFile
-from kdcli.data.tagged import looks_tagged
+from kdcli.data.streams import DataFile
 from kdcli.errors import DataError, listed, shown
 from kdcli.files import user_path
 from kdcli.hub import data_path
@@ -57,7 +63,6 @@ ALIKE = 0.8
 """The share of lines with a sign equally often from which on it divides their columns."""
 MOST_EXCEPTIONS = 0.05
 """The maximum share of rows that are in none of the classes of one-hot columns, or in several."""
-TEXT_SUFFIXES = ("", ".txt", ".text")
 TABLES = ("auto", "csv", "json", "jsonl", "parquet", "arrow")
 """The formats with columns that are not known before a file is read."""
 SIDES = (("source", "target"), ("src", "tgt"), ("src", "trg"))
@@ -251,24 +256,14 @@ def _of_name(given: str, path: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
             f"{given} is a catalogue of translations; name the folder of all locales: kdcli distill dataset=gettext dataset.path=FOLDER "
             "dataset.target_language=de"
         )
-    cfg = _config(
-        {
-            "path": str(path),
-            **{key: value for key, value in keys.items() if key in (*READING, "words", "tags", "sentence")},
-        }
-    )
+    reads = {key: value for key, value in keys.items() if key in (*READING, *KEYS_OF_LINES)}
+    cfg = _config({"path": str(path), **reads})
     if cfg.format != "auto":
         return {"format": cfg.format}
     file = DataFile.of(path)
-    head = file.head()
-    text = start_of(head)
-    if text.startswith("__label__"):
+    if start_of(file.head()).startswith("__label__"):
         return {"format": "fasttext"}
-    conll = _config({**cfg.model_dump(exclude_unset=True), "format": "conll"})
-    complete = text.splitlines(keepends=True)[: -1 if len(head) == HEAD else None]
-    with _without_messages():
-        tagged = looks_tagged(row_schema_of(conll), path, complete, data_suffix(path.name) in TEXT_SUFFIXES)
-    return {"format": "conll"} if tagged else {}
+    return {"format": "conll"} if is_tagged(cfg, file) else {}
 
 
 def _read_columns(

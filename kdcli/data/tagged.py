@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.data.raw_rows import BadRows, holds_names
 from kdcli.errors import DataError, listed, shown, suggest
 from kdcli.tasks.rows import RowSchema
-from kdcli.tasks.token_classification.rows import SENTENCE, is_blank
+from kdcli.tasks.token_classification.rows import SENTENCE, TokenClassificationRows, is_blank
 from kdcli.tasks.token_classification.scheme import is_outside, scheme_of
 
 logger = logging.getLogger(__name__)
@@ -153,17 +154,17 @@ def tagged_sentences(
         yield tuple(map(list, zip(*sentence, strict=True)))[: len(schema.columns)]
 
 
-def looks_tagged(schema: RowSchema, path: Path, lines: Sequence[str], is_text: bool) -> bool:
+def looks_tagged(cfg: DatasetConfig, path: Path, lines: Sequence[str], is_text: bool) -> bool:
     """Return whether the first lines of a file are words with tags that have letters, or of which the most frequent one means no entity.
 
     Args:
-        schema: that of the task.
+        cfg: how the lines are read, with the format conll.
         is_text: the file is called a text. Other files may be tables, and need blank lines between sentences.
     """
     if not is_text and len(_groups(lines, True)[0]) < 2:
         return False
     try:
-        sentences = list(tagged_sentences(schema, path, lines, BadRows("drop")))
+        sentences = list(tagged_sentences(TokenClassificationRows(cfg), path, lines, BadRows("drop")))
     except DataError:
         return False
     tags = Counter(tag for _, own in sentences for tag in own)

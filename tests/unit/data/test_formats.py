@@ -235,6 +235,10 @@ READ: dict[str, tuple[Write, dict[str, Any]]] = {
     "single quotes around fields": (file("a.csv", rows("'{text}','{label}'\n", "'text','label'\n")), {}),
     "lines above the header": (file("a.csv", "Export of 1 May\n\n" + PLAIN), {}),
     "a header that begins with #": (file("a.tsv", rows("{text}\t{label}\n", "#text\tlabel\n")), {}),
+    "a header of whose later names some begin with # (MRPC)": (
+        file("a.tsv", rows("{label}\t{text}\n", "#label\t#1 String\n")),
+        {"text": "#1 String"},
+    ),
     "joined files, the header repeated": (file("a.csv", part(0, 30) + part(30, 60)), {}),
     "no header, with dataset.columns": (
         file("a.tsv", rows("{label}\t{text}\n", "")),
@@ -371,6 +375,10 @@ REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
     "JSON, arrays below one of names, beside dataset.columns": (
         file("a.json", json.dumps([["Text", "Label"], *map(list, ROWS)])),
         ("a.json", "Text, Label", "remove dataset.columns"),
+    ),
+    "words with tags": (
+        file("a.txt", "".join(f"{text.replace(' ', ' O' + chr(10))} O\n\n" for text, _ in ROWS)),
+        ("a.txt", "'text'", "dataset=conll"),
     ),
     "columns of other names": (
         file("a.csv", PLAIN.replace("text,", "review,", 1)),
@@ -542,7 +550,7 @@ def test_init_reads_files_as_a_run_does(tmp_path: Path, name: str) -> None:
     inspection = inspect(str(path), keys)
     assert inspection.task == "classification"
     text, label = (inspection.keys.get(key, key) for key in ("text", "label"))
-    assert {text, label} <= {"text", "label"}
+    assert {text, label} <= {"text", "label", *keys.values()} if "columns" not in keys else {"text", "label"}
     data = read(path, **{key: value for key, value in inspection.keys.items() if key != "path"})
     assert texts(data) == {f"{text}{end}": label for text, label in ROWS}
 
@@ -637,6 +645,25 @@ def test_files_that_are_refused(tmp_path: Path, name: str) -> None:
         data = read(next((tmp_path / "in").iterdir()), bad_rows="drop")
         assert dict(ROWS).items() <= texts(data).items()
         assert data.dropped["cannot be read"] == 1
+
+
+@pytest.mark.parametrize(
+    ("start", "form", "proposed"),
+    [
+        ("v1,v2,,,\n", "{label},{text},,,\n", None),
+        ("kind,note,kind\n", "{label},{text},{label}\n", None),
+        ("", "gj04\t{label}\t\t{text}\n", "[column1,label,column3,text]"),
+        ("", "en,{label},{text} and so on for some words\n", "[column1,label,text]"),
+    ],
+)
+def test_columns_are_proposed_for_rows_alone(
+    start: str, form: str, proposed: str | None, tmp_path: Path
+) -> None:
+    """Names to paste that take the labels for the texts, the header for a row, or a column of one value for the labels."""
+    with pytest.raises(DataError, match=naming("'text'", "dataset.text=")) as caught:
+        read(file("a.csv", rows(form, start))(tmp_path))
+    assert ("dataset.columns" in caught.value.message) == (proposed is not None)
+    require_words(caught.value.message, *([f"dataset.columns={proposed}"] if proposed else []))
 
 
 @pytest.mark.parametrize("first", ["very good,mixed", "Well,good", "a film of 1999,Mixed", "good film,bad"])
