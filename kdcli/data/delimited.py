@@ -53,6 +53,7 @@ class Dialect:
         names: the names of the columns, which the header or dataset.columns gives.
         row_names: whether rows begin with a field that the header does not name.
         further: whether rows may end with fields that dataset.columns does not name.
+        wrapped: whether fields lose the quotes around them, within which others stand undoubled ("a "so" b").
     """
 
     delimiter: str
@@ -63,6 +64,7 @@ class Dialect:
     names: tuple[str, ...] = ()
     row_names: bool = False
     further: bool = False
+    wrapped: bool = False
 
 
 def require_signs(delimiter: str | None, quote: str | None, escape: str | None) -> None:
@@ -109,7 +111,9 @@ def decide(schema: RowSchema, suffix: str, sample: Sequence[str], cut: bool) -> 
             break
     assert best is not None
     dialect = best.settled()
-    return dataclasses.replace(dialect, skip=dialect.skip + bool(sep))
+    return dataclasses.replace(
+        dialect, skip=dialect.skip + bool(sep), wrapped=dialect.wrapped and cfg.quote is None
+    )
 
 
 def _dialects(cfg: Any, delimiter: str, lines: Sequence[str], cut: bool) -> Iterator[Dialect]:
@@ -185,8 +189,9 @@ class Trial:
         further = bool(self.columns) and any(len(row) == width for row in self.body)
         skip = 0 if self.columns else self.skip or 0
         return dataclasses.replace(
-            self.dialect, skip=skip, names=tuple(self.names), row_names=row_names, further=further
-        )
+            self.dialect, skip=skip, names=tuple(self.names), row_names=row_names, further=further,
+            wrapped=self.dialect.quote is None and self.dialect.delimiter not in ("\t", SINGLE_COLUMN) and _are_wrapped(self.body),
+        )  # fmt: skip
 
 
 def _table_begins(rows: Sequence[Sequence[str]]) -> int:
@@ -303,6 +308,22 @@ def _has_quotes_as_text(lines: Sequence[str], delimiter: str) -> bool:
     return bool(begun) and not any(map(_QUOTED.fullmatch, begun))
 
 
+def _are_wrapped(rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether all fields of a column, and no others, are between quotes."""
+    begun = {index: 0 for row in rows for index, field in enumerate(row) if field.startswith('"')}
+    for row in rows:
+        for index, field in enumerate(row):
+            if (field[:1] == '"') != (len(field) > 1 and field[-1] == '"'):
+                return False
+            if field[:1] == '"':
+                begun[index] += 1
+    return bool(begun) and all(count == len(rows) for count in begun.values())
+
+
+def _unwrapped(row: list[str]) -> list[str]:
+    return [field[1:-1] if len(field) > 1 and field[0] == field[-1] == '"' else field for field in row]
+
+
 def read(
     schema: RowSchema, path: str, name: str, lines: Iterable[str], dialect: Dialect, bad: BadRows
 ) -> Iterator[tuple[Any, ...]]:
@@ -330,6 +351,7 @@ def read(
             continue
         if row is None:
             break
+        row = _unwrapped(row) if dialect.wrapped else row
         if len(row) != width:
             if not any(row):
                 continue

@@ -62,7 +62,7 @@ class Source:
 
     def lines(self, newline: str = "") -> Iterator[str]:
         """Return the lines with their ends; those with bytes that cannot be decoded are bad rows."""
-        decoded = lines(self.file, self.reading.encoding or "utf-8-sig", self.errors, newline)
+        decoded = lines(self.file, self.reading.encoding or "utf-8-sig", self.errors, newline, self.bad)
         return decoded if self.errors == "strict" else self._without_undecodable(decoded)
 
     def _without_undecodable(self, decoded: Iterable[str]) -> Iterator[str]:

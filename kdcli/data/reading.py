@@ -16,6 +16,7 @@ from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.data import delimited
 from kdcli.data.delimited import Dialect
 from kdcli.data.encodings import SAMPLE, Guess, guessed, is_damaged_utf8, mark_of, without_mark
+from kdcli.data.raw_rows import BadRows
 from kdcli.data.sources import JSON_SUFFIXES, TABLE_SUFFIXES
 from kdcli.data.streams import ARROW_FILE, ARROW_STREAM, HEAD, PARQUET, DataFile, line_of_error, lines
 from kdcli.errors import DataError, abbreviated
@@ -113,6 +114,8 @@ class Reading:
             words += (
                 [f"{dialect.quote} around fields" if dialect.quote != '"' else "quoted"]
                 if dialect.quote
+                else ["quotes around fields and undoubled within"]
+                if dialect.wrapped
                 else ["quotes are text"]
             )
             words += ["escaped by backslash"] * (dialect.escape is not None)
@@ -180,7 +183,8 @@ def with_dialect(schema: RowSchema, file: DataFile, reading: Reading, limit: int
     assert reading.encoding is not None
     sample: list[str] = []
     left, complete = limit, False
-    with contextlib.closing(lines(file, reading.encoding, "replace")) as stream:
+    undecodable = BadRows(schema.cfg.bad_rows)
+    with contextlib.closing(lines(file, reading.encoding, "replace", bad=undecodable)) as stream:
         for line in stream:
             sample.append(line)
             if (left := left - len(line)) < 0:

@@ -328,6 +328,10 @@ READ: dict[str, tuple[Write, dict[str, Any]]] = {
     "xz": (file("a.csv.xz", lzma.compress(PLAIN.encode())), {}),
     "Zstandard": (file("a.jsonl.zst", zstandard.compress(LINES.encode())), {}),
     "zip with one file": (file("a.zip", zipped("a.csv")), {}),
+    "zip with one file and those of macOS or Windows": (
+        file("a.zip", zipped("data/a.csv", "data/.DS_Store", "data/__MACOSX/._a.csv", "__MACOSX/data/._a.csv", "Thumbs.db")),
+        {},
+    ),
 }  # fmt: skip
 OTHERS: dict[str, tuple[Write, str, str]] = {
     "another encoding, such as Windows-1252": (
@@ -354,6 +358,11 @@ OTHERS: dict[str, tuple[Write, str, str]] = {
         file("a.tsv", rows('{text} "so\t{label}\n', "text\tlabel\n")),
         "quotes are text",
         ' "so',
+    ),
+    "quotes around fields, and others within that are not doubled": (
+        file("a.csv", rows('"{text} "so" yes",{label}\n')),
+        "undoubled within",
+        ' "so" yes',
     ),
     "single quotes around texts alone": (
         file("a.csv", rows("'{text}, so',{label}\n")),
@@ -396,6 +405,10 @@ REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
             "quote",
             "dataset.bad_rows=drop",
         ),
+    ),
+    "a line that holds NUL": (
+        file("a.csv", PLAIN + "an odd\0 film,bad\n"),
+        ("a.csv", "line 62", "NUL", "dataset.bad_rows=drop"),
     ),
     "a line that is no JSON": (
         file("a.jsonl", LINES + '{"text": "cut'),
@@ -838,6 +851,14 @@ def test_what_was_decided_is_read_so_again(tmp_path: Path) -> None:
     assert all(text.endswith("caf³") for text in texts(read(path, earlier, encoding="cp1252")))
     path.write_bytes(path.read_bytes().replace("³".encode("cp1252"), "é".encode("cp1252")) + b"\n")
     assert read(path, earlier).readings[0].encoding == "cp1252"  # it is another file
+
+
+def test_quotes_that_are_text_by_the_config(tmp_path: Path) -> None:
+    """Quotes that are removed although dataset.quote=none keeps them; or those of a text that begins and ends with a quotation."""
+    path = file("a.csv", rows('"{text} "so" yes",{label}\n'))(tmp_path)
+    assert all(text.startswith('"') for text in texts(read(path, quote="none")))
+    path.write_text(rows('"{text}" or "so",{label}\n') + "plain words,good\n")
+    assert sum(text.startswith('"') for text in texts(read(path))) == len(ROWS)
 
 
 @pytest.mark.parametrize(
