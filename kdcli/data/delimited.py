@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdcli.data.raw_rows import COLUMN_NAME, BadRows, holds_names
+from kdcli.data.raw_rows import COLUMN_NAME, BadRows, holds_names, in_lines
 from kdcli.errors import ConfigError, DataError, listed, shown
 from kdcli.tasks.rows import RowSchema
 
@@ -347,7 +347,9 @@ def read(
         try:
             row = next(reader, None)
         except csv.Error as error:
-            bad.add(f"{_place(path, begin, reader)}: {error} (a truncated file, or a stray quote?)")
+            bad.add(
+                f"{in_lines(path, begin, reader.line_num)}: {error} (a truncated file, or a stray quote?)"
+            )
             continue
         if row is None:
             break
@@ -358,7 +360,7 @@ def read(
             if len(row) < needed or (any(row[width:]) and not dialect.further):
                 declared = "dataset.columns names" if columns else "the header has"
                 bad.add(
-                    f"{_place(path, begin, reader)}: {len(row)} fields where {declared} {width} "
+                    f"{in_lines(path, begin, reader.line_num)}: {len(row)} fields where {declared} {width} "
                     "(a truncated file, another delimiter, or a quote that does not close?)"
                 )
                 continue
@@ -374,6 +376,7 @@ def read(
             continue
         if first is not None:
             first.compare(row, reader.line_num)
+        bad.at(begin, reader.line_num)
         yield tuple([row[column] for column in indices])
     if first is not None:
         first.require_row()
@@ -434,12 +437,6 @@ class FirstRow:
             f"{self.path}, line {self.line} ({listed(self.row)}) {what}; remove dataset.columns, which is for files without one, and name the columns by "
             "the header"
         )
-
-
-def _place(path: str, begin: int, reader: Any) -> str:
-    """Return the path, and the line or lines of the row that was read last."""
-    lines = f"line {begin}" if begin >= reader.line_num else f"lines {begin} to {reader.line_num}"
-    return f"{path}, {lines}"
 
 
 def _skip(path: str, reader: Any, rows: int) -> None:

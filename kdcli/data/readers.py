@@ -265,7 +265,7 @@ def _checked(
     table = iter(table)
     first = next(table, None)  # the columns are known when the first row is read
     table = itertools.chain([first] if first is not None else [], table)
-    name = source.path.name
+    name = str(source.path)
     schema.split_column = source.schema.split_column
     if schema.split_column is None:
         return check_rows(schema, name, table, source.bad), None
@@ -350,6 +350,7 @@ def _read_fasttext(source: Source) -> Iterator[tuple[Any, ...]]:
             continue
         row = {"text": text, "label": [label.removeprefix("__label__") for label in labels.split()]}
         if text:
+            source.bad.at(number, number)
             yield tuple([row[path[0]] for path in paths])
 
 

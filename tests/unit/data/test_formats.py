@@ -406,6 +406,10 @@ REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
             "dataset.bad_rows=drop",
         ),
     ),
+    "an empty text of several lines, below a title": (
+        file("a.csv", "A title\n\n" + PLAIN + '" \n",bad\n'),
+        ("in/a.csv", "lines 64 to 65", "the text", "empty", "dataset.bad_rows=drop"),
+    ),
     "a line that holds NUL": (
         file("a.csv", PLAIN + "an odd\0 film,bad\n"),
         ("a.csv", "line 62", "NUL", "dataset.bad_rows=drop"),
@@ -415,8 +419,8 @@ REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
         ("a.jsonl", "line 61", "not JSON", "dataset.bad_rows=drop"),
     ),
     "an empty text": (
-        file("a.csv", PLAIN + " ,bad\n"),
-        ("a.csv", "row 61", "the text", "empty", "dataset.bad_rows=drop"),
+        file("a.csv", PLAIN.replace("\n", "\n\n", 3) + " ,bad\n"),
+        ("in/a.csv", "line 65", "the text", "empty", "dataset.bad_rows=drop"),
     ),
     "lines that are not UTF-8 in a file that is": (
         file("a.csv", PLAIN.encode() + "é,good\nü,bad\n".encode() + b"caf\xe9,good\n"),

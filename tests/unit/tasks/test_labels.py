@@ -225,7 +225,7 @@ REFUSED = {
     "a prediction": Refused([{"label": "good", "score": 0.9}], ("row 1", "{'label': 'good', 'score': 0.9}"), "dataset.label=COLUMN.KEY", "jsonl", accepted=None),
     "a list of mappings with a name of lists of spans": Refused([[{"result": "good"}], [{"result": "bad"}]], ("row 1", "{'result': 'good'}"), "dataset.label=COLUMN.0.result", "jsonl", accepted={"label": "label.0.result"}),
     "a mapping of scores": Refused([{"good": 0.4, "bad": 0.6}], ("row 1", "{'good': 0.4, 'bad': 0.6}", "scores"), "dataset.duplicates=soft", "jsonl", accepted=None),
-    "a mapping of scores, as text": Refused(["{'good': 3, 'bad': 2}"], ("row 1", "{'good': 3, 'bad': 2}", "scores"), "dataset.duplicates=soft", accepted=None),
+    "a mapping of scores, as text": Refused(["{'good': 3, 'bad': 2}"], ("line 2", "{'good': 3, 'bad': 2}", "scores"), "dataset.duplicates=soft", accepted=None),
     "no labels at all": Refused([None], ("120 rows", "train", "gold label"), "dataset.unlabelled=", "jsonl", accepted=None),
     "one label": Refused(["good", ""], ("all training rows", "label 'good'", "dataset.label"), "", accepted=None),
     "a label that is not given": Refused(["good", "bad", "meh"], ("label 'meh'", "bad, good", "dataset.labels"), "dataset.no_label", options={"labels": ["bad", "good"]}, accepted={"bad_rows": "drop"}),
@@ -464,5 +464,40 @@ def test_the_order_of_labels() -> None:
 
 def test_the_documentation_has_every_case() -> None:
     """A table of what is read that says what no test holds, or is silent about what one does."""
-    rows = re.findall(r"^\| `([^`]+)` \|", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = documented()
     assert sorted(rows) == sorted([*READ, *REFUSED, *FILES])
+
+
+def documented() -> dict[str, tuple[str, list[str]]]:
+    """The section and the cells of each row of the page's tables; `the same` stands for the cell above."""
+    rows: dict[str, tuple[str, list[str]]] = {}
+    section, above = "", [""]
+    for line in DOCS.read_text(encoding="utf-8").splitlines():
+        section = line.removeprefix("## ") if line.startswith("## ") else section
+        if match := re.match(r"\| `([^`]+)` \|(.*)\|$", line):
+            cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", match[2])]
+            if cells[-1].startswith("the same"):
+                cells[-1] = above[-1] + cells[-1].removeprefix("the same")
+            rows[match[1]] = section, cells
+            above = cells
+    return rows
+
+
+NO_CLASSES = "Columns that hold no classes"
+"""The section of what is refused."""
+
+
+@pytest.mark.parametrize("case", [*READ, *REFUSED, *FILES])
+def test_the_documentation_says_what_becomes_of_a_case(case: str) -> None:
+    """A page that promises classes for a column which is refused, or a remedy that the message does not name."""
+    section, cells = documented()[case]
+    own = REFUSED.get(case) or FILES.get(case)
+    is_read = own is None or (isinstance(own, Files) and not own.words)
+    if case in FILES:
+        assert cells[-1].startswith("refused") == (not is_read)
+    elif section == NO_CLASSES:
+        assert cells[-1].startswith("read as") == is_read
+    else:
+        assert is_read
+    for key in re.findall(r"dataset\.[a-z_]+", own.remedy if own and not is_read else ""):
+        assert key in cells[-1]
