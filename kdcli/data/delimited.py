@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import itertools
@@ -12,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdcli.data.raw_rows import BadRows
-from kdcli.errors import ConfigError, DataError, shown
+from kdcli.data.raw_rows import COLUMN_NAME, BadRows, holds_names, in_lines
+from kdcli.errors import ConfigError, DataError, listed, shown
 from kdcli.tasks.rows import RowSchema
 
 logger = logging.getLogger(__name__)
@@ -21,8 +22,12 @@ LONGEST_FIELD = 2**24
 """The maximum number of characters of a csv field: a longer one has an unclosed quote."""
 PREAMBLE = 20
 """The number of rows in which the header is searched."""
+EXAMINED = 1000
+"""The number of rows by which the column of the labels is proposed."""
 SINGLE_COLUMN = "\x1f"
 """The delimiter of a file with one column: a control character that no text holds."""
+ROWS_PER_LABEL = 5
+"""The mean number of rows of a label from which on a label of a single row, the first one, is taken for the name of the column."""
 MOST_NAMED = 30
 """The number of columns up to which a message proposes names for all."""
 DELIMITERS = (",", "\t", ";", "|", "\x01", "^", "~")
@@ -48,6 +53,7 @@ class Dialect:
         names: the names of the columns, which the header or dataset.columns gives.
         row_names: whether rows begin with a field that the header does not name.
         further: whether rows may end with fields that dataset.columns does not name.
+        wrapped: whether fields lose the quotes around them, within which others stand undoubled ("a "so" b").
     """
 
     delimiter: str
@@ -58,6 +64,7 @@ class Dialect:
     names: tuple[str, ...] = ()
     row_names: bool = False
     further: bool = False
+    wrapped: bool = False
 
 
 def require_signs(delimiter: str | None, quote: str | None, escape: str | None) -> None:
@@ -104,7 +111,9 @@ def decide(schema: RowSchema, suffix: str, sample: Sequence[str], cut: bool) -> 
             break
     assert best is not None
     dialect = best.settled()
-    return dataclasses.replace(dialect, skip=dialect.skip + bool(sep))
+    return dataclasses.replace(
+        dialect, skip=dialect.skip + bool(sep), wrapped=dialect.wrapped and cfg.quote is None
+    )
 
 
 def _dialects(cfg: Any, delimiter: str, lines: Sequence[str], cut: bool) -> Iterator[Dialect]:
@@ -117,7 +126,8 @@ def _dialects(cfg: Any, delimiter: str, lines: Sequence[str], cut: bool) -> Iter
         quotes = ['"'] if _is_quoted_table(lines, cut) else [None]
     else:
         quotes = ['"', *[None] * _has_quotes_as_text(lines, delimiter)]
-        quotes += ["'"] * any(line.startswith("'") for line in lines)
+        single = any(line.startswith("'") for line in lines)
+        quotes = ["'", *quotes] if _are_in_single_quotes(lines, delimiter) else [*quotes, *["'"] * single]
     escapes: list[str | None] = [None, "\\"] if any('\\"' in line for line in lines) else [None]
     if cfg.escape is not None:
         escapes = [None if cfg.escape == "none" else cfg.escape]
@@ -148,16 +158,12 @@ class Trial:
             self.rows, self.error = _parsed(lines, dialect, cut)
         self.dialect = dialect
         self.skip = next(
-            (
-                index
-                for index, row in enumerate(self.rows[:PREAMBLE])
-                if set(wanted) <= set(map(column_name, row))
-            ),
+            (index for index, row in enumerate(self.rows[:PREAMBLE]) if set(wanted) <= {*column_names(row)}),
             None,
         )
         if not wanted and not columns:
             self.skip = _table_begins(self.rows)
-        self.names = columns or [column_name(name) for name in self.rows[self.skip or 0]] if self.rows else []
+        self.names = columns or column_names(self.rows[self.skip or 0]) if self.rows else []
         self.body = self.rows if columns else self.rows[(self.skip or 0) + 1 :]
         width = len(self.names)
         self.consistent = sum(_fit(row, width) for row in self.body) / len(self.body) if self.body else 1.0
@@ -183,8 +189,9 @@ class Trial:
         further = bool(self.columns) and any(len(row) == width for row in self.body)
         skip = 0 if self.columns else self.skip or 0
         return dataclasses.replace(
-            self.dialect, skip=skip, names=tuple(self.names), row_names=row_names, further=further
-        )
+            self.dialect, skip=skip, names=tuple(self.names), row_names=row_names, further=further,
+            wrapped=self.dialect.quote is None and self.dialect.delimiter not in ("\t", SINGLE_COLUMN) and _are_wrapped(self.body),
+        )  # fmt: skip
 
 
 def _table_begins(rows: Sequence[Sequence[str]]) -> int:
@@ -207,9 +214,10 @@ def _fit(row: list[str], width: int) -> float:
     return 0.1 if len(row) > width else 0.5 * (len(row) > 1)
 
 
-def column_name(field: str) -> str:
-    """Return the name of a column: what the header holds, without white space, or the number sign that begins some headers."""
-    return field.strip().removeprefix("#").strip()
+def column_names(fields: Sequence[str]) -> list[str]:
+    """Return the names of columns: what the header holds, without white space around it, or the number sign that begins some headers."""
+    names = [field.strip() for field in fields]
+    return [names[0].removeprefix("#").strip(), *names[1:]] if names else []
 
 
 def _parsed(lines: Iterable[str], dialect: Dialect, cut: bool) -> tuple[list[list[str]], bool]:
@@ -283,11 +291,37 @@ def _is_quoted_table(lines: Sequence[str], cut: bool) -> bool:
     return all(name.startswith('"') for name in rows[0])
 
 
+def _are_in_single_quotes(lines: Sequence[str], delimiter: str) -> bool:
+    """Return whether the fields of the first rows are between single quotes."""
+    rows = [line.strip() for line in lines[:PREAMBLE] if line.strip()]
+    field = re.compile(r"'(?:[^']|'')*'")
+    return bool(rows) and all(
+        row[0] == row[-1] == "'" and all(map(field.fullmatch, re.split(rf"{re.escape(delimiter)}(?=')", row)))
+        for row in rows
+    )
+
+
 def _has_quotes_as_text(lines: Sequence[str], delimiter: str) -> bool:
     """Return whether fields begin with quotes that belong to the text, as in `"Well" said, good`."""
     rows, _ = _parsed(lines, Dialect(delimiter, None), cut=False)
     begun = [field for row in rows for field in row if field.startswith('"')]
     return bool(begun) and not any(map(_QUOTED.fullmatch, begun))
+
+
+def _are_wrapped(rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether all fields of a column, and no others, are between quotes."""
+    begun = {index: 0 for row in rows for index, field in enumerate(row) if field.startswith('"')}
+    for row in rows:
+        for index, field in enumerate(row):
+            if (field[:1] == '"') != (len(field) > 1 and field[-1] == '"'):
+                return False
+            if field[:1] == '"':
+                begun[index] += 1
+    return bool(begun) and all(count == len(rows) for count in begun.values())
+
+
+def _unwrapped(row: list[str]) -> list[str]:
+    return [field[1:-1] if len(field) > 1 and field[0] == field[-1] == '"' else field for field in row]
 
 
 def read(
@@ -304,25 +338,29 @@ def read(
     columns, header = schema.cfg.columns, list(dialect.names)
     reader = _reader(lines, dialect)
     _skip(path, reader, dialect.skip + (columns is None))
-    indices = [index + dialect.row_names for index in _indices(schema, name, header)]
+    indices = [index + dialect.row_names for index in _indices(schema, name, header, reader)]
     width, needed = len(header) + dialect.row_names, max(indices) + 1
     notes: Counter[str] = Counter()
+    first = FirstRow(schema, path, header) if columns else None
     while True:
         begin = reader.line_num + 1
         try:
             row = next(reader, None)
         except csv.Error as error:
-            bad.add(f"{_place(path, begin, reader)}: {error} (a truncated file, or a stray quote?)")
+            bad.add(
+                f"{in_lines(path, begin, reader.line_num)}: {error} (a truncated file, or a stray quote?)"
+            )
             continue
         if row is None:
             break
+        row = _unwrapped(row) if dialect.wrapped else row
         if len(row) != width:
             if not any(row):
                 continue
             if len(row) < needed or (any(row[width:]) and not dialect.further):
                 declared = "dataset.columns names" if columns else "the header has"
                 bad.add(
-                    f"{_place(path, begin, reader)}: {len(row)} fields where {declared} {width} "
+                    f"{in_lines(path, begin, reader.line_num)}: {len(row)} fields where {declared} {width} "
                     "(a truncated file, another delimiter, or a quote that does not close?)"
                 )
                 continue
@@ -336,15 +374,69 @@ def read(
             continue
         elif not row[0] and not any(row):
             continue
+        if first is not None:
+            first.compare(row, reader.line_num)
+        bad.at(begin, reader.line_num)
         yield tuple([row[column] for column in indices])
+    if first is not None:
+        first.require_row()
     for note, count in (+notes).items():
         logger.info("%s: %d rows %s", name, count, note)
 
 
-def _place(path: str, begin: int, reader: Any) -> str:
-    """Return the path, and the line or lines of the row that was read last."""
-    lines = f"line {begin}" if begin >= reader.line_num else f"lines {begin} to {reader.line_num}"
-    return f"{path}, {lines}"
+class FirstRow:
+    """The first row of a file to which `dataset.columns` gives the names of the columns: a header is refused."""
+
+    def __init__(self, schema: RowSchema, path: str, names: Sequence[str]):
+        self.path, self.names = path, names
+        self.label = None
+        if "label" in schema.cfg.spec.reads and schema.has_gold and schema.cfg.label in names:
+            self.label = names.index(schema.cfg.label)
+        self.row: list[str] = []
+        self.line = 0
+        self.others: Counter[str] = Counter()
+
+    def compare(self, row: list[str], line: int) -> None:
+        """Record a row.
+
+        Args:
+            line: its last line, for messages.
+
+        Raises:
+            DataError: it is the first one, and holds the names of its columns.
+        """
+        if not self.line:
+            self.row, self.line = row[: len(self.names)], line
+            if holds_names(self.names, self.row):
+                raise self._refusal("is the header")
+        elif self.label is not None and len(self.others) <= MOST_NAMED:
+            self.others[row[self.label]] += 1
+
+    def require_row(self) -> None:
+        """Refuse a first row of words such as columns are called by, whose label no other row has while the other labels repeat. Warn of it where a
+        field has several words, as a text may.
+
+        Raises:
+            DataError
+        """
+        if (
+            self.label is None
+            or len(self.row) != len(self.names)
+            or not 0 < len(self.others) <= min(MOST_NAMED, self.others.total() // ROWS_PER_LABEL)
+            or self.row[self.label] in self.others
+            or not all(map(COLUMN_NAME.fullmatch, self.row))
+        ):
+            return
+        error = self._refusal("looks like a header, because no other row has its label")
+        if not any(" " in field.strip() for field in self.row):
+            raise error
+        logger.warning("%s", error.message)
+
+    def _refusal(self, what: str) -> DataError:
+        return DataError(
+            f"{self.path}, line {self.line} ({listed(self.row)}) {what}; remove dataset.columns, which is for files without one, and name the columns by "
+            "the header"
+        )
 
 
 def _skip(path: str, reader: Any, rows: int) -> None:
@@ -358,8 +450,11 @@ def _skip(path: str, reader: Any, rows: int) -> None:
         ) from None
 
 
-def _indices(schema: RowSchema, name: str, header: list[str]) -> list[int]:
+def _indices(schema: RowSchema, name: str, header: list[str], reader: Any) -> list[int]:
     """Return the places of the wanted columns.
+
+    Args:
+        reader: of the rows below the header, for messages.
 
     Raises:
         DataError: one is missing.
@@ -381,21 +476,25 @@ def _indices(schema: RowSchema, name: str, header: list[str]) -> list[int]:
             ) from None
         raise DataError(
             f"{error.message}; its first line looks like a row: if the file has no header, name its {len(header)} columns in their order, "
-            f"as in dataset.columns={_proposed(schema, header)}"
+            f"as in dataset.columns={_proposed(schema, header, _rows_of(reader))}"
         ) from None
 
 
 def looks_like_row(header: Sequence[str], body: Sequence[Sequence[Any]] = ()) -> bool:
-    """Return whether a first line holds what no column is called: a number, nothing at all, a sentence, or the same twice.
+    """Return whether a first line holds what no column is called: a number, a sentence, or the same twice. Single words are names, also beside empty or
+    repeated ones, which spreadsheets write.
 
     Args:
         body: rows below it. A sentence, such as a question of a survey, is a name if a column below holds numbers or repeated values, and the first
             line none of them there.
     """
-    if any(not name or _NUMBER.fullmatch(name) for name in header):
+    filled = [name for name in header if name]
+    if not filled or any(map(_NUMBER.fullmatch, filled)):
         return True
-    has_sentence = any(len(name) > 40 or len(name.split()) > 4 for name in header)
-    return (has_sentence or len(set(header)) < len(header)) and not _is_above(header, body)
+    if all(COLUMN_NAME.fullmatch(name) and " " not in name for name in filled):
+        return False
+    has_sentence = any(len(name) > 40 or len(name.split()) > 4 for name in filled)
+    return (has_sentence or len(set(header)) < len(header) or "" in header) and not _is_above(header, body)
 
 
 def _is_above(header: Sequence[str], body: Sequence[Sequence[Any]]) -> bool:
@@ -408,9 +507,18 @@ def _is_above(header: Sequence[str], body: Sequence[Sequence[Any]]) -> bool:
     return False
 
 
-def _proposed(schema: RowSchema, row: list[str]) -> str:
-    """Return names for the fields of a row: the longest ones are taken for the texts, and the first other one for the label. Of several texts without a
-    label the first ones are taken, because a licence or a comment may follow them."""
+def _rows_of(reader: Any) -> list[list[str]]:
+    """Return the first rows of those that can be read."""
+    rows: list[list[str]] = []
+    with contextlib.suppress(csv.Error, DataError, UnicodeError):
+        rows += itertools.islice(reader, EXAMINED)
+    return rows
+
+
+def _proposed(schema: RowSchema, row: list[str], body: Sequence[Sequence[str]]) -> str:
+    """Return names for the fields of a row: the longest ones are taken for the texts, and for the label the first other one that repeats two or more
+    values in the rows below it, or else the first other one. Of several texts without a label the first ones are taken, because a licence or a comment
+    may follow them."""
     texts = list(schema.columns)
     label = texts.pop() if "label" in schema.cfg.spec.reads and schema.has_gold else None
     names = [f"column{number}" for number in range(1, len(row) + 1)]
@@ -423,5 +531,8 @@ def _proposed(schema: RowSchema, row: list[str]) -> str:
         names[index] = text
     others = [index for index in range(len(row)) if index not in longest]
     if label and others:
-        names[others[0]] = label
+        rows = [row, *(each for each in body if len(each) == len(row))]
+        values = {index: {each[index] for each in rows} for index in others}
+        repeated = [index for index in others if 1 < len(values[index]) <= len(rows) / 2]
+        names[(repeated or others)[0]] = label
     return f"[{','.join(names)}]"

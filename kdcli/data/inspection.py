@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import json
 import logging
 import os
 import re
@@ -17,20 +18,30 @@ from typing import Any
 from kdcli.config.check import check_values
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.config.tasks import packaged_specs
-from kdcli.data.delimited import looks_like_row
-from kdcli.data.readers import read_file, read_parallel, require_data_file
-from kdcli.data.reading import Reading, decide
+from kdcli.data.delimited import DELIMITERS, looks_like_row
+from kdcli.data.json_files import SeveralKeysError
+from kdcli.data.raw_rows import UNREADABLE
+from kdcli.data.readers import (
+    KEYS_OF_LINES,
+    TEXT_SUFFIXES,
+    is_tagged,
+    read_file,
+    read_parallel,
+    require_data_file,
+)
+from kdcli.data.reading import Reading, decide, start_of
 from kdcli.data.sources import (
     SUFFIXES_OF_DATA,
     columns_of_folders,
     data_files,
     data_suffix,
+    is_parallel,
     local_splits,
     names_splits,
     normalized_split,
     parallel_files,
 )
-from kdcli.data.streams import HEAD, DataFile
+from kdcli.data.streams import DataFile
 from kdcli.errors import DataError, listed, shown
 from kdcli.files import user_path
 from kdcli.hub import data_path
@@ -42,13 +53,21 @@ SAMPLE = 20_000
 """The maximum number of rows of a file that are examined."""
 CHOSEN_BY = ("task", "text", "label", "words", "tags", "prompt", "completion", "messages", "source", "target")
 """The keys of `dataset` that choose a task, or a column of it."""
+TABLE_KEYS = ("delimiter", "quote", "escape", "columns", "field")
+"""The keys of `dataset` that a text without columns does not have."""
 READING = ("format", "encoding", "delimiter", "quote", "escape", "columns", "field", "bad_rows")
 """The keys of `dataset` that say how a file is read."""
+MOST_DROPPED = 0.2
+"""The share of rows that cannot be read above which a file is refused: its columns are not what they seem."""
+ALIKE = 0.8
+"""The share of lines with a sign equally often from which on it divides their columns."""
 MOST_EXCEPTIONS = 0.05
 """The maximum share of rows that are in none of the classes of one-hot columns, or in several."""
 TABLES = ("auto", "csv", "json", "jsonl", "parquet", "arrow")
 """The formats with columns that are not known before a file is read."""
-_ENDING = re.compile(r"\.[a-z]{2,3}")
+SIDES = (("source", "target"), ("src", "tgt"), ("src", "trg"))
+"""The words by which the names of parallel text files differ, if these are no languages."""
+_LANGUAGE = re.compile(r"[a-z]{2,3}")
 
 
 class AllColumns(RowSchema):
@@ -117,10 +136,17 @@ def inspect(given: str, keys: Mapping[str, Any]) -> Inspection:
         ConfigError: a given key is wrong.
     """
     path = user_path(given)
-    if (pair := _parallel(path)) is not None and not keys:
-        return _verified([path], {"path": str(path.with_suffix("")), "format": "parallel"} | pair, [], None)
-    if path.is_dir() and (pair_file := _parallel_below(path)) is not None:
-        return inspect(str(Path(given) / pair_file.name), keys)
+    if keys.get("source") and keys.get("target") and is_parallel(_config({"path": given, **keys}), given):
+        return _verified([path], {"path": given, "format": "parallel", **keys}, [], None)
+    if not keys and (pair := _parallel(path)):
+        with contextlib.nullcontext() if pair.is_sure else contextlib.suppress(DataError):
+            own = {
+                "path": pair.path_as(given),
+                "format": "parallel",
+                "source": pair.source,
+                "target": pair.target,
+            }
+            return _verified([path], own, [], None)
     paths = _training_files(given, path, keys)
     path = paths[0]
     require_data_file(path, given)
@@ -131,6 +157,13 @@ def inspect(given: str, keys: Mapping[str, Any]) -> Inspection:
     if reading is None:
         return _verified(paths, base | {"format": "txt", "label": None}, [], None)
     chosen = {**_chosen(given, columns, keys), **_split_key(columns, keys)}
+    header = Counter(reading.dialect.names if reading.dialect else ())
+    repeated = [name for name, count in header.items() if name and count > 1]
+    if repeated and chosen.get("label", "") is None and "label" not in keys:
+        raise DataError(
+            f"{given} has {header[repeated[0]]} columns {shown(repeated[0])}, of which none can be read; rename or remove all but one, or give "
+            "dataset.label=null for texts without labels"
+        )
     return _verified(paths, {**base, **named, **chosen}, [column.name for column in columns], reading)
 
 
@@ -166,22 +199,50 @@ def _split_key(columns: Sequence[Column], keys: Mapping[str, Any]) -> dict[str, 
     return {} if name is None else {"split": name}
 
 
-def _parallel(path: Path) -> dict[str, str] | None:
-    """Return the languages of two text files whose names differ in them alone, as train.en and train.de; None: it is none of two."""
-    if not path.is_file() or not _ENDING.fullmatch(path.suffix) or path.suffix in SUFFIXES_OF_DATA:
+@dataclass(frozen=True)
+class Pair:
+    """Two text files whose names differ in one word, that of a language or of a side.
+
+    Attributes:
+        file: that of the sources.
+        source, target: the words.
+    """
+
+    file: Path
+    source: str
+    target: str
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the files are called after nothing else, as train.en and train.de are."""
+        return self.file.suffix == f".{self.source}"
+
+    def path_as(self, given: str) -> str:
+        """Return the path of both files, from the given one of a file or of their folder."""
+        path = Path(given, self.file.name) if user_path(given).is_dir() else Path(given)
+        return str(path.with_suffix("") if self.is_sure else path)
+
+
+def _parallel(path: Path) -> Pair | None:
+    """Return the parallel text files of which a path is the first one, or which its folder holds alone; None: it is something else."""
+    siblings = [file for file in data_files(path if path.is_dir() else path.parent) if file.is_file()]
+    if path.is_dir():
+        return _pair(*siblings) if len(siblings) == 2 else None
+    pairs = [pair for other in siblings if path.is_file() and other != path and (pair := _pair(path, other))]
+    return pairs[0] if len(pairs) == 1 else None
+
+
+def _pair(file: Path, other: Path) -> Pair | None:
+    """Return two files whose names differ in the word of a language or of a side, which may be the suffix of texts that have no other one."""
+    if any(data_suffix(each.name) in {*SUFFIXES_OF_DATA} - {".txt"} for each in (file, other)):
         return None
-    others = [
-        other
-        for other in path.parent.glob(f"{path.stem}.*")
-        if other != path and _ENDING.fullmatch(other.suffix) and other.suffix not in SUFFIXES_OF_DATA
-    ]
-    return {"source": path.suffix[1:], "target": others[0].suffix[1:]} if len(others) == 1 else None
-
-
-def _parallel_below(path: Path) -> Path | None:
-    """Return the first of two parallel text files that a folder holds; None: it holds something else."""
-    files = [file for file in data_files(path) if file.is_file()]
-    return files[0] if len(files) == 2 and _parallel(files[0]) is not None else None
+    words = [re.split(r"[\W_]+", each.name) for each in (file, other)]
+    if len({len(own) for own in words}) > 1:
+        return None
+    different = [pair for pair in zip(*words, strict=True) if pair[0] != pair[1]]
+    if len(different) != 1 or not (different[0] in SIDES or all(map(_LANGUAGE.fullmatch, different[0]))):
+        return None
+    return Pair(file, *different[0])
 
 
 def _of_name(given: str, path: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,26 +256,14 @@ def _of_name(given: str, path: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
             f"{given} is a catalogue of translations; name the folder of all locales: kdcli distill dataset=gettext dataset.path=FOLDER "
             "dataset.target_language=de"
         )
-    cfg = _config({"path": str(path), **keys})
+    reads = {key: value for key, value in keys.items() if key in (*READING, *KEYS_OF_LINES)}
+    cfg = _config({"path": str(path), **reads})
     if cfg.format != "auto":
         return {"format": cfg.format}
-    with path.open("rb") as stream:
-        head = stream.read(HEAD)
-    if head.startswith(b"__label__"):
+    file = DataFile.of(path)
+    if start_of(file.head()).startswith("__label__"):
         return {"format": "fasttext"}
-    return {"format": "conll"} if _is_conll(head.decode("utf-8", "ignore")) else {}
-
-
-def _is_conll(text: str) -> bool:
-    """Return whether lines of words with tags stand between blank lines."""
-    lines = text.splitlines()[:-1]
-    filled = [line.split() for line in lines if line.strip() and not line.startswith("#")]
-    blank = sum(not line.strip() for line in lines)
-    widths = {len(words) for words in filled}
-    if not filled or not blank or len(widths) != 1 or min(widths) < 2:
-        return False
-    tags = {words[-1] for words in filled}
-    return any(re.fullmatch(r"O|[BIESLUM][-_].+", tag) for tag in tags)
+    return {"format": "conll"} if is_tagged(cfg, file) else {}
 
 
 def _read_columns(
@@ -222,43 +271,92 @@ def _read_columns(
 ) -> tuple[list[Column], Reading | None, dict[str, Any]]:
     """Return the columns of a table, how it is read, and keys of `dataset` that it needs. No reading: it is a text without columns."""
     reads = {key: value for key, value in keys.items() if key in READING}
-    is_text = data_suffix(path.name) in ("", ".txt", ".text")
+    is_text = data_suffix(path.name) in TEXT_SUFFIXES
     reads = {"bad_rows": "error" if is_text else "drop", **reads}
     schema = AllColumns(_config({"path": given, **reads}))
-
-    def without_header(names: Sequence[str]) -> tuple[list[Column], Reading | None, dict[str, Any]]:
-        named = {"columns": [f"column{number}" for number in range(1, len(names) + 1)]}
-        return *_read_columns(path, given, {**keys, **named})[:2], named
 
     try:
         with _without_messages():
             split, reading = read_file(schema, path, given, most=SAMPLE)
+    except SeveralKeysError as error:
+        return _under_a_key(path, given, keys, error)
     except DataError:
-        if is_text:
+        if is_text and not {*keys} & {*TABLE_KEYS}:
             return [], None, {}
         dialect = None if "columns" in keys else decide(schema, DataFile.of(path), ()).dialect
         if dialect is None or not looks_like_row(dialect.names):
             raise
-        return without_header(dialect.names)
+        return _without_header(path, given, keys, len(dialect.names))
     rows = [values[0] for values in split.rows]
     names = list(dict.fromkeys(name for row in rows[:1000] for name in row))
+    header = names if reading.dialect is None else list(reading.dialect.names)
     is_tabbed = reading.dialect is not None and reading.dialect.delimiter == "\t"
-    if is_text and (len(names) == 1 or (looks_like_row(names) and not is_tabbed)):
+    body = [[row.get(name) for name in header] for row in rows[:1000]]
+    is_single = len(header) == 1
+    if is_text and not {*keys} & {*TABLE_KEYS} and (is_single or (looks_like_row(header) and not is_tabbed)):
         return [], None, {}
-    if reading.format in ("json", "jsonl") and "field" not in keys and not _is_array(path):
-        for name in (name for name in names if all(_holds_rows(row.get(name)) for row in rows)):
-            with contextlib.suppress(DataError):
-                columns, inner, _ = _read_columns(path, given, {**keys, "field": name})
-                if name not in [column.name for column in columns]:
-                    return columns, inner, {"field": name}
-    body = [[row.get(name) for name in names] for row in rows[:1000]]
+    is_array = reading.format == "json" and _is_array(path, first=b"[")
     is_named = bool({str(value) for value in keys.values()} & {*names})
-    is_header = reading.format == "csv" or (reading.format == "json" and _is_array(path, first=b"["))
-    if is_header and "columns" not in keys and not is_named and looks_like_row(names, body):
-        return without_header(names)
+    may_lack_header = (reading.format == "csv" or is_array) and "columns" not in keys and not is_named
+    if may_lack_header and looks_like_row(header, body):
+        return _without_header(path, given, keys, _width_of_array(path) if is_array else len(header))
+    if reading.dialect and is_single:
+        _require_one_column(given, header[0], [str(row[names[0]]) for row in rows])
     present = {name: [row[name] for row in rows if row.get(name) not in (None, "")] for name in names}
     columns = [Column(name, values, len(values) / len(rows)) for name, values in present.items()]
     return columns, reading, {}
+
+
+def _without_header(
+    path: Path, given: str, keys: Mapping[str, Any], width: int
+) -> tuple[list[Column], Reading | None, dict[str, Any]]:
+    """Return what `_read_columns` does, with names for the columns of a file without a header."""
+    named = {"columns": [f"column{number}" for number in range(1, width + 1)]}
+    return *_read_columns(path, given, {**keys, **named})[:2], named
+
+
+def _under_a_key(
+    path: Path, given: str, keys: Mapping[str, Any], error: SeveralKeysError
+) -> tuple[list[Column], Reading | None, dict[str, Any]]:
+    """Return what `_read_columns` does for the one key of a document whose rows fit a task.
+
+    Raises:
+        SeveralKeysError: the rows of several keys do, or of none.
+    """
+    fitted = []
+    for name in error.fields:
+        with contextlib.suppress(DataError):
+            columns, reading, _ = _read_columns(path, given, {**keys, "field": name})
+            if (
+                len(error.fields) == 1
+                or fitting(columns, keys)
+                or fitting([*columns, *_leaves(columns)], keys)
+            ):
+                fitted.append((columns, reading, {"field": name}))
+    if len(fitted) != 1:
+        raise error
+    return fitted[0]
+
+
+def _require_one_column(given: str, name: str, rows: Sequence[str]) -> None:
+    """Refuse lines that the same sign divides into equally many fields, and that are read as one column all the same.
+
+    Raises:
+        DataError
+    """
+    for sign in ("::", "||", *DELIMITERS):
+        counts = Counter(row.count(sign) for row in rows)
+        count, most = counts.most_common(1)[0]
+        if count and most >= ALIKE * len(rows):
+            above = (
+                ""
+                if sign in name
+                else ", and its first line is no header of such fields: remove the lines above the header, or name the columns with dataset.columns="
+            )
+            raise DataError(
+                f"{given}: its lines are read as one column {shown(name)}, but {shown(sign)} divides them into {count + 1} fields{above}; write tabs between the "
+                "fields, or give dataset.delimiter with the character that stands there"
+            )
 
 
 @contextlib.contextmanager
@@ -284,6 +382,12 @@ def _is_array(path: Path, first: bytes = b"") -> bool:
     return head.startswith(b"[") and head[1:].lstrip(blank).startswith(first)
 
 
+def _width_of_array(path: Path) -> int:
+    """Return the number of items of the first array in an array of arrays."""
+    text = start_of(DataFile.of(path).head())
+    return len(json.JSONDecoder().raw_decode(text, text.index("[", 1))[0])
+
+
 def _leaves(columns: Sequence[Column]) -> list[Column]:
     """Return the values in columns of mappings as columns, called COLUMN.KEY."""
     leaves = []
@@ -294,13 +398,6 @@ def _leaves(columns: Sequence[Column]) -> list[Column]:
                 filled = column.filled * len(values) / len(column.values)
                 leaves.append(Column(f"{column.name}.{key}", values, filled))
     return leaves
-
-
-def _holds_rows(value: Any) -> bool:
-    """Return whether a value is rows, or one of them where a document of rows was taken for one of columns."""
-    return isinstance(value, dict) or (
-        isinstance(value, list) and any(isinstance(row, dict) for row in value)
-    )
 
 
 def fitting(columns: Sequence[Column], given: Mapping[str, Any]) -> list[tuple[str, Fit]]:
@@ -383,7 +480,9 @@ def _require_no_flags(given: str, names: Sequence[str | None], columns: Sequence
 
 
 def _config(tree: dict[str, Any]) -> DatasetConfig:
-    config: DatasetConfig = check_values(DatasetConfig, tree, lambda problem: f"dataset.{problem}")
+    config: DatasetConfig = check_values(
+        DatasetConfig, tree, lambda problem: "dataset." + problem.removeprefix("the config: ")
+    )
     return config
 
 
@@ -403,6 +502,12 @@ def _verified(
             raise
         problem, keys = error.message, {**keys, "bad_rows": "drop"}
         schema, splits, reading = _read(paths, keys)
+        dropped = sum(split.dropped[UNREADABLE] for split in splits)
+        total = dropped + sum(len(split.rows) for split in splits)
+        if dropped > MOST_DROPPED * total:
+            raise DataError(
+                f"{problem}; {dropped:,} of {total:,} rows cannot be read: name other columns, or give dataset.bad_rows=drop"
+            ) from None
     schema.declare({"train": splits})
     read = [values for split in splits for values in split.rows]
     rows = [row for row in (schema.row(values, given) for values in read) if row is not None]

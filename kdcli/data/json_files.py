@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from kdcli.data.raw_rows import BadRows, value_at
+from kdcli.data.raw_rows import BadRows, holds_names, value_at
 from kdcli.errors import DataError, listed, shown
 from kdcli.tasks.notation import decode_json
 from kdcli.tasks.rows import RowSchema
@@ -21,6 +21,21 @@ _LAST_COMMA = re.compile(r",\s*\]\s*\Z")
 """A comma after the last item of an array, which JSON does not allow."""
 _PYTHON = re.compile(r"""\s*\[?\s*\{\s*'""")
 """The beginning of dictionaries that Python printed."""
+
+
+class SeveralKeysError(DataError):
+    """A document has rows under several keys.
+
+    Attributes:
+        fields: the dotted keys.
+    """
+
+    def __init__(self, path: str, fields: Mapping[str, list[Any]]):
+        self.fields = list(fields)
+        most = max(fields, key=lambda key: len(fields[key]))
+        super().__init__(
+            f"{path} has rows under several keys ({listed(fields)}); name one with dataset.field={most}"
+        )
 
 
 def read(
@@ -91,6 +106,8 @@ def _rows(
         except ValueError as error:
             bad.add(f"{where} is not JSON: {error}; {_remedy(line)}")
             continue
+        if number == head[0][0]:
+            _require_no_names(schema, path, row)
         yield where, _named(schema, row)
 
 
@@ -168,7 +185,7 @@ def _records(schema: RowSchema, path: str, document: Any) -> list[Any]:
         raise DataError(
             f"{path}: expected an array of objects, got {shown(document)}; name the key that holds it with dataset.field="
         )
-    return _with_header(schema, document)
+    return _with_header(schema, path, document)
 
 
 def _of_columns(schema: RowSchema, document: Mapping[str, Any]) -> list[Any] | None:
@@ -176,7 +193,7 @@ def _of_columns(schema: RowSchema, document: Mapping[str, Any]) -> list[Any] | N
     names, data = document.get("columns"), document.get("data")
     if isinstance(names, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
         return [dict(zip(map(str, names), row, strict=False)) for row in data]
-    if not _has_columns(schema, document):
+    if not _has_columns(schema, document) or (not schema.columns and _holds_rows(document)):
         return None
     values = list(document.values())
     if all(isinstance(value, list) for value in values) and len({len(value) for value in values}) == 1:
@@ -185,6 +202,19 @@ def _of_columns(schema: RowSchema, document: Mapping[str, Any]) -> list[Any] | N
     if all(isinstance(value, dict) and value.keys() == indices for value in values):
         return [{key: document[key][index] for key in document} for index in indices]
     return [document]
+
+
+def _holds_rows(document: Mapping[str, Any]) -> bool:
+    """Return whether an object of unknown columns holds rows: arrays of objects, arrays of arrays, or objects under more keys than they have columns."""
+    values = list(document.values())
+    if all(isinstance(value, list) for value in values) and len(set(map(len, values))) == 1:
+        return all(isinstance(each, dict) for value in values for each in value)
+    if values and all(isinstance(value, dict) for value in values):
+        if all(key.isdecimal() for value in values for key in value):
+            return False  # columns with the numbers of the rows
+        if len(values) > max(map(len, values)):
+            return True
+    return any(_arrays(document, "")) or any(_width(value) > 1 for value in values)
 
 
 def _has_columns(schema: RowSchema, row: Mapping[str, Any]) -> bool:
@@ -196,28 +226,34 @@ def _under_a_key(schema: RowSchema, path: str, document: Mapping[str, Any]) -> A
     document itself if all of its values are objects.
 
     Raises:
-        DataError: several keys have one, or none has.
+        DataError: several keys have one, or none has. Where the columns are not known, one key is refused as well, with its name.
     """
     arrays = dict(_arrays(document, ""))
     fields = {key: rows for key, rows in arrays.items() if _has_columns(schema, rows[0])} or arrays
-    if len(fields) > 1:
-        raise DataError(
-            f"{path} has rows under several keys ({listed(fields)}); name one with dataset.field={max(fields, key=lambda key: len(fields[key]))}"
-        )
+    if len(fields) > 1 or (fields and not schema.columns):
+        raise SeveralKeysError(path, fields)
     if fields:
         return next(iter(fields.values()))
     if document and all(isinstance(value, dict) for value in document.values()):
         return document
-    lists = {key: rows for key, rows in document.items() if _width(rows) >= len(schema.columns)}
-    if len(lists) == 1:
-        [(key, rows)] = lists.items()
+    lists = {key: rows for key, rows in document.items() if _width(rows) >= max(len(schema.columns), 1)}
+    if lists and not (len(lists) > 1 and schema.cfg.columns):
+        key, rows = max(lists.items(), key=lambda item: len(item[1]))
         if schema.cfg.columns:
             return rows
-        names = [*schema.columns, *(f"column{number}" for number in range(len(schema.columns), _width(rows)))]
+        names = [
+            *schema.columns,
+            *(f"column{number}" for number in range(len(schema.columns) + 1, _width(rows) + 1)),
+        ]
+        what = (
+            f"its key {shown(key)} holds" if len(lists) == 1 else f"its keys {listed(map(shown, lists))} hold"
+        )
         raise DataError(
-            f"{path}: its key {shown(key)} holds arrays of {_width(rows)} items; name these in their order, as in dataset.field={key} "
+            f"{path}: {what} arrays of {_width(rows)} items; name these in their order, as in dataset.field={key} "
             f"dataset.columns=[{','.join(names)}]"
         )
+    if lists:
+        raise SeveralKeysError(path, lists)
     raise DataError(
         f"{path}: no key of the document holds an array of objects (keys: {listed(document)}); name it with dataset.field="
     )
@@ -243,9 +279,19 @@ def _width(rows: Any) -> int:
     return sizes.pop() if len(sizes) == 1 else 0
 
 
-def _with_header(schema: RowSchema, rows: list[Any]) -> list[Any]:
+def _require_no_names(schema: RowSchema, path: str, first: Any) -> None:
+    """Refuse `dataset.columns` for arrays whose first one names the columns."""
+    if schema.cfg.columns and isinstance(first, list) and holds_names(schema.cfg.columns, first):
+        raise DataError(
+            f"{path}: its first array ({listed(first)}) is the header; remove dataset.columns, which is for arrays without one, and name the columns by the "
+            "header"
+        )
+
+
+def _with_header(schema: RowSchema, path: str, rows: list[Any]) -> list[Any]:
     """Return the rows as objects, if they are arrays below a first array that names the columns; other rows are unchanged."""
     first = rows[0] if rows else None
+    _require_no_names(schema, path, first)
     if (
         schema.cfg.columns
         or not isinstance(first, list)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from kdcli.errors import DataError, listed, shown, suggest
@@ -13,8 +14,28 @@ logger = logging.getLogger(__name__)
 REMEDY = "; dataset.bad_rows=drop leaves such rows out"
 UNREADABLE = "cannot be read"
 """The reason for which rows are dropped, for counts."""
+COLUMN_NAME = re.compile(r"#?\s*[^\W\d][\w.-]*( [\w.-]+){0,2}")
+"""A field that a column may be called by: one to three words."""
 EXAMPLES = 3
 """The number of dropped rows that a message names."""
+
+
+def in_lines(path: str, first: int, last: int) -> str:
+    """Return the path, and the line or the lines of a row."""
+    return f"{path}, line {first}" if first >= last else f"{path}, lines {first} to {last}"
+
+
+def holds_names(names: Sequence[str], row: Sequence[Any]) -> bool:
+    """Return whether a row holds the names of its columns, up to case and white space: all of them, or some among other words such as columns are
+    called by."""
+    if len(row) != len(names) or not all(isinstance(field, str) for field in row):
+        return False
+    same = [_folded(name) == _folded(field) for name, field in zip(names, row, strict=True)]
+    return all(same) or (any(same) and all(map(COLUMN_NAME.fullmatch, row)))
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name.strip().removeprefix("#")).strip().casefold()
 
 
 class BadRows:
@@ -22,11 +43,15 @@ class BadRows:
 
     Attributes:
         count: the number of dropped rows.
+        read: the number of rows that a reader of lines has yielded.
+        lines: the first and the last line of the last of them.
     """
 
     def __init__(self, policy: Literal["error", "drop"]):
         self.drop = policy == "drop"
         self.count = 0
+        self.read = 0
+        self.lines = 0, 0
         self._examples: list[str] = []
 
     def add(self, message: str) -> None:
@@ -40,6 +65,15 @@ class BadRows:
         self.count += 1
         if len(self._examples) < EXAMPLES:
             self._examples.append(message)
+
+    def at(self, first: int, last: int) -> None:
+        """Record the lines of the row that is yielded next."""
+        self.read += 1
+        self.lines = first, last
+
+    def where(self, path: str, row: int) -> str:
+        """Return where a row stands: its lines, if it is the row that was yielded last, and otherwise its number."""
+        return in_lines(path, *self.lines) if self.read == row else f"{path}, row {row}"
 
     def warn(self, name: str, rows: int) -> None:
         """Warn of the dropped rows; `rows` is the number of the others.
@@ -70,7 +104,7 @@ def check_rows(
     rows = []
     for number, values in enumerate(schema.assembled(table), first):
         try:
-            rows.append(schema.check(values, f"{name}, row {number}"))
+            rows.append(schema.check(values, bad.where(name, number)))
         except DataError as error:
             bad.add(error.message)
     return rows

@@ -17,16 +17,21 @@ from typing import Any
 
 import yaml
 
+from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.data import delimited, json_files
 from kdcli.data.gettext import catalogued
 from kdcli.data.raw_rows import UNREADABLE, BadRows, check_rows
-from kdcli.data.reading import LARGEST_SAMPLE, Reading, decide, other_encoding, with_dialect
-from kdcli.data.streams import DataFile, line_of_error, lines
-from kdcli.data.tagged import tagged_sentences
+from kdcli.data.reading import LARGEST_SAMPLE, Reading, decide, other_encoding, start_of, with_dialect
+from kdcli.data.streams import HEAD, DataFile, line_of_error, lines
+from kdcli.data.tagged import looks_tagged, tagged_sentences
 from kdcli.errors import DataError, abbreviated, shown
 from kdcli.tasks.rows import RawSplit, RowSchema, fold_white_space
 
 logger = logging.getLogger(__name__)
+TEXT_SUFFIXES = ("", ".txt", ".text")
+"""The suffixes of texts, which may have columns."""
+KEYS_OF_LINES = ("delimiter", "columns", "words", "tags", "sentence")
+"""The keys of `dataset` that say how lines of words with tags are read."""
 DOCUMENT = 1000
 """The minimum number of characters of a document of plain text."""
 
@@ -57,7 +62,7 @@ class Source:
 
     def lines(self, newline: str = "") -> Iterator[str]:
         """Return the lines with their ends; those with bytes that cannot be decoded are bad rows."""
-        decoded = lines(self.file, self.reading.encoding or "utf-8-sig", self.errors, newline)
+        decoded = lines(self.file, self.reading.encoding or "utf-8-sig", self.errors, newline, self.bad)
         return decoded if self.errors == "strict" else self._without_undecodable(decoded)
 
     def _without_undecodable(self, decoded: Iterable[str]) -> Iterator[str]:
@@ -96,7 +101,18 @@ def read_file(
         file = DataFile.of(path)
         bad = BadRows(schema.cfg.bad_rows)
         source = Source(own, file, decide(own, file, recorded), bad, most=most, more=more)
-        source, rows, split_of = _read(schema, source)
+        try:
+            source, rows, split_of = _read(schema, source)
+        except DataError as error:
+            if (
+                source.reading.format != "csv"
+                or "dataset=conll" in error.message
+                or not is_tagged(schema.cfg, file)
+            ):
+                raise
+            raise DataError(
+                f"{error.message}; give dataset=conll for words with tags, a word a line, which the file looks like"
+            ) from None
     source.bad.warn(path.name, len(rows))
     if not rows:
         raise DataError(f"{path} has no rows; give another file as dataset.path or dataset.unlabelled")
@@ -122,6 +138,27 @@ def require_data_file(path: Path, given: str) -> None:
         )
     if os.path.getsize(path) == 0:
         raise DataError(f"the data file {path} is empty; write it again, or give another one")
+
+
+def is_tagged(cfg: DatasetConfig, file: DataFile) -> bool:
+    """Return whether a file holds words with tags, a word a line, by its first lines.
+
+    Args:
+        cfg: keys that say how it is read.
+    """
+    head = file.head()
+    complete = start_of(head).splitlines(keepends=True)[: -1 if len(head) == HEAD else None]
+    keys = {key: value for key in KEYS_OF_LINES if (value := getattr(cfg, key)) is not None}
+    logger = logging.getLogger("kdcli.data.tagged")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        conll = DatasetConfig.model_validate({"path": str(file.path), "format": "conll", **keys})
+        return looks_tagged(conll, file.path, complete, file.suffix in TEXT_SUFFIXES)
+    except ValueError:  # keys that words with tags do not have
+        return False
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -228,7 +265,7 @@ def _checked(
     table = iter(table)
     first = next(table, None)  # the columns are known when the first row is read
     table = itertools.chain([first] if first is not None else [], table)
-    name = source.path.name
+    name = str(source.path)
     schema.split_column = source.schema.split_column
     if schema.split_column is None:
         return check_rows(schema, name, table, source.bad), None
@@ -313,6 +350,7 @@ def _read_fasttext(source: Source) -> Iterator[tuple[Any, ...]]:
             continue
         row = {"text": text, "label": [label.removeprefix("__label__") for label in labels.split()]}
         if text:
+            source.bad.at(number, number)
             yield tuple([row[path[0]] for path in paths])
 
 

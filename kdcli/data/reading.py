@@ -16,6 +16,7 @@ from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.data import delimited
 from kdcli.data.delimited import Dialect
 from kdcli.data.encodings import SAMPLE, Guess, guessed, is_damaged_utf8, mark_of, without_mark
+from kdcli.data.raw_rows import BadRows
 from kdcli.data.sources import JSON_SUFFIXES, TABLE_SUFFIXES
 from kdcli.data.streams import ARROW_FILE, ARROW_STREAM, HEAD, PARQUET, DataFile, line_of_error, lines
 from kdcli.errors import DataError, abbreviated
@@ -113,6 +114,8 @@ class Reading:
             words += (
                 [f"{dialect.quote} around fields" if dialect.quote != '"' else "quoted"]
                 if dialect.quote
+                else ["quotes around fields and undoubled within"]
+                if dialect.wrapped
                 else ["quotes are text"]
             )
             words += ["escaped by backslash"] * (dialect.escape is not None)
@@ -143,7 +146,7 @@ def decide(
         format_name = format_name or (cfg.format if cfg.forces_format else _format(file, head))
     _require_format(cfg, file, format_name)
     if format_name in ("csv", "conll"):
-        start = _start_of(head)
+        start = start_of(head)
         for pattern, what in _TEXTS.items():
             if pattern.match(start):
                 raise DataError(f"{file.path} is {what}")
@@ -180,7 +183,8 @@ def with_dialect(schema: RowSchema, file: DataFile, reading: Reading, limit: int
     assert reading.encoding is not None
     sample: list[str] = []
     left, complete = limit, False
-    with contextlib.closing(lines(file, reading.encoding, "replace")) as stream:
+    undecodable = BadRows(schema.cfg.bad_rows)
+    with contextlib.closing(lines(file, reading.encoding, "replace", bad=undecodable)) as stream:
         for line in stream:
             sample.append(line)
             if (left := left - len(line)) < 0:
@@ -226,7 +230,7 @@ def _format(file: DataFile, head: bytes) -> str:
         raise DataError(f"{file.path} is {_ARCHIVE}")
     if file.suffix in TABLE_SUFFIXES:
         return "parquet" if file.suffix == ".parquet" else "arrow"
-    text = _start_of(head)
+    text = start_of(head)
     if _FASTTEXT.match(text):
         return "fasttext"
     if file.suffix in JSON_SUFFIXES and re.search(r"^\s*[\[{]", text, re.MULTILINE):
@@ -234,7 +238,7 @@ def _format(file: DataFile, head: bytes) -> str:
     return "json" if _JSON.match(text) else "csv"
 
 
-def _start_of(head: bytes) -> str:
+def start_of(head: bytes) -> str:
     """Return the first characters of a text."""
     encoding = mark_of(head) or without_mark(head) or "utf-8"
     return head.decode(encoding, "ignore").lstrip("\ufeff \t\r\n\x1e").replace("\r\n", "\n")

@@ -11,6 +11,7 @@ import io
 import itertools
 import lzma
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Generator, Iterator
@@ -20,6 +21,7 @@ from typing import Any
 
 import zstandard
 
+from kdcli.data.raw_rows import BadRows
 from kdcli.data.sources import COMPRESSIONS
 from kdcli.errors import DataError, listed
 
@@ -45,8 +47,8 @@ _MAGIC = {
     b"PK\x03\x04": "zip",
 }
 _BROKEN = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, zipfile.BadZipFile, gzip.BadGzipFile)
-_JUNK = ("__MACOSX/", ".")
-"""The beginnings of the names of files in a zip archive that are not data."""
+_JUNK = re.compile(r"(^|.*/)(__MACOSX/|\.|Thumbs\.db$|desktop\.ini$).*")
+"""The paths of files in a zip archive that are not data, but of the system that wrote it."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def _only_member(path: Path) -> str:
         raise DataError(
             f"{path} is a document of an office program; save its table as CSV (UTF-8), and give that file"
         )
-    names = [name for name in names if not name.startswith(_JUNK)]
+    names = [name for name in names if not _JUNK.match(name)]
     if len(names) != 1:
         raise DataError(
             f"{path} holds {len(names)} files ({listed(names)}); unpack it, and give one of them, or the folder, as dataset.path="
@@ -207,12 +209,13 @@ def bomb(path: Path) -> DataError:
 
 
 def lines(
-    file: DataFile, encoding: str, errors: str = "strict", newline: str = ""
+    file: DataFile, encoding: str, errors: str = "strict", newline: str = "", bad: BadRows | None = None
 ) -> Generator[str, None, None]:
     """Yield the lines of a text file, with their ends, and without a byte order mark.
 
     Args:
         newline: as that of `open`; empty: CR, LF and CR LF end a line.
+        bad: records lines that hold NUL, which are left out; None: they are refused.
 
     Raises:
         LookupError: there is no such encoding of text.
@@ -225,10 +228,11 @@ def lines(
         first = [line.removeprefix("\ufeff") for line in itertools.islice(stream, 1)]
         for number, line in enumerate(itertools.chain(first, stream), 1):
             if "\0" in line:
-                raise DataError(
+                (bad or BadRows("error")).add(
                     f"{file.path}, line {number} holds NUL: is it no text, or UTF-16 (dataset.encoding=utf-16)? "
                     "In text remove this character, as with: tr -d '\\000' < FILE > NEW"
                 )
+                continue
             yield line
 
 

@@ -12,15 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdcli.data.raw_rows import BadRows
+from kdcli.config.dataset import Dataset as DatasetConfig
+from kdcli.data.raw_rows import BadRows, holds_names
 from kdcli.errors import DataError, listed, shown, suggest
 from kdcli.tasks.rows import RowSchema
-from kdcli.tasks.token_classification.rows import SENTENCE, is_blank
+from kdcli.tasks.token_classification.rows import SENTENCE, TokenClassificationRows, is_blank
 from kdcli.tasks.token_classification.scheme import is_outside, scheme_of
 
 logger = logging.getLogger(__name__)
 SAME = 0.9
 """The least share of lines that a separator cuts into the same number of fields."""
+MOST = 0.5
+"""The least share of lines of the same number of fields, among them a tag, in a file whose other lines are bad rows."""
 LONGEST_SENTENCE = 200
 """The maximum number of words of a sentence. A file of one longer sentence has no blank lines between its sentences."""
 MOST_TAGS = 300
@@ -43,7 +46,11 @@ CHUNKS = frozenset(
 """The types of chunks (CoNLL-2000), whose column is read as tags only if there is no other one."""
 DOUBLED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
 """A field whose quotes a csv writer doubled and put between quotes."""
-BOUNDARY = "-DOCSTART-"
+BOUNDARY = re.compile(r"\s*-DOCSTART-.*")
+END = re.compile(r"\s*(EOS|</?s>|<eos>|[-=*_]{3,})\s*")
+"""The lines that end a sentence in place of a blank line (MeCab's EOS), in a file of words with tags."""
+MARK = re.compile(r"#|(%+|/{2,}|;{2,}|-{2,}|<!--|\*{2,})(\s|$)")
+"""The beginnings of comments. Those that begin with # are left out; the others are bad rows."""
 UNIVERSAL = "[id,words,lemma,tags,xpos,feats,head,deprel,deps,misc]"
 """The columns of CoNLL-U, with the parts of speech as tags."""
 
@@ -109,8 +116,9 @@ def tagged_sentences(
     groups, comments = _groups(lines, len(schema.columns) > 1)
     if not groups:
         return
-    separator = _cut_sentences(groups) or _cut(schema, path, groups)
-    sure = [[line for line in group if not line.text.startswith("#")] for group in groups]
+    joint = _cut_sentences(groups)
+    separator, ragged = (joint, False) if joint else _cut(schema, path, groups)
+    sure = [[line for line in group if not MARK.match(line.text)] for group in groups]
     sure = [group for group in sure if group] or groups
     names, header = _names(schema, path, comments, list(itertools.chain(*sure)))
     if header is not None:
@@ -121,9 +129,15 @@ def tagged_sentences(
         return
     endless = len(groups) == 1 and names is None
     sure = _by_numbers(sure) if endless else [group for group in sure if group]
-    layout = _layout(schema, path, sure, names)
+    layout = _layout(schema, path, sure, names, ragged)
     tags = {layout.values(line)[1] for line in itertools.chain(*sure) if len(line.fields) == layout.size}
     words = [[line for line in group if _is_word(line, layout, tags)] for group in groups]
+    word_lines = {line.number for line in itertools.chain(*words)}
+    for line in itertools.chain(*groups):
+        if line.number not in word_lines and not line.text.startswith("#"):
+            bad.add(
+                f"{path}, line {line.number}: expected a word and its tag among {layout.size} columns, as most lines have, got {shown(line.text.strip())}"
+            )
     words = _by_numbers(words) if endless else words
     count = sum(map(len, groups)) - sum(map(len, words)) + len(comments)
     between = {"\t": "tabs", "\t+": "tabs", " ": "white space"}.get(separator, separator)
@@ -140,9 +154,29 @@ def tagged_sentences(
         yield tuple(map(list, zip(*sentence, strict=True)))[: len(schema.columns)]
 
 
+def looks_tagged(cfg: DatasetConfig, path: Path, lines: Sequence[str], is_text: bool) -> bool:
+    """Return whether the first lines of a file are words with tags that have letters, or of which the most frequent one means no entity.
+
+    Args:
+        cfg: how the lines are read, with the format conll.
+        is_text: the file is called a text. Other files may be tables, and need blank lines between sentences.
+    """
+    if not is_text and len(_groups(lines, True)[0]) < 2:
+        return False
+    try:
+        sentences = list(tagged_sentences(TokenClassificationRows(cfg), path, lines, BadRows("drop")))
+    except DataError:
+        return False
+    tags = Counter(tag for _, own in sentences for tag in own)
+    if len(sentences) < 2 or tags.total() < MOST * sum(bool(line.strip()) for line in lines):
+        return False
+    (often, _), *_ = tags.most_common(1)
+    return (is_outside(often) or _is_scheme(tags)) and len(tags) <= MOST_TAGS
+
+
 def _groups(lines: Iterable[str], needs_tags: bool) -> tuple[Groups, list[str]]:
-    """Return the lines between blank lines, and the comments that name columns (CoNLL-U Plus). Lines of nothing but separators are blank: a spreadsheet
-    writes them."""
+    """Return the lines between blank lines, and the comments that name columns (CoNLL-U Plus). Lines of nothing but separators are blank, which a
+    spreadsheet writes, and so are lines that end a sentence in another way."""
     texts = [line.rstrip("\r\n").removeprefix("\ufeff") for line in lines]
     first = next((text for text in texts if text.strip() and not text.startswith("#")), "")
     separators = "".join(sign for sign in ",;|" if needs_tags and sign in first)
@@ -151,7 +185,11 @@ def _groups(lines: Iterable[str], needs_tags: bool) -> tuple[Groups, list[str]]:
     for number, text in enumerate(texts, 1):
         if re.match(r"#\s*global\.columns\s*=", text):
             names.append(text.partition("=")[2])
-        elif text.strip().strip(separators) and not text.lstrip().startswith(BOUNDARY):
+        elif (
+            text.strip().strip(separators)
+            and not BOUNDARY.fullmatch(text)
+            and not (needs_tags and END.fullmatch(text))
+        ):
             groups[-1].append(Line(number, text, []))
         elif groups[-1]:
             groups.append([])
@@ -183,15 +221,19 @@ def _cut_sentences(groups: Groups) -> str:
     return ""
 
 
-def _cut(schema: RowSchema, path: Path, groups: Groups) -> str:
-    """Cut the lines into fields by the separator that gives most of them the same number, and return it."""
+def _cut(schema: RowSchema, path: Path, groups: Groups) -> tuple[str, bool]:
+    """Cut the lines into fields by the separator that gives most of them the same number, and return it, and whether lines may have more fields.
+
+    Raises:
+        DataError: no separator does.
+    """
     every = list(itertools.chain(*groups))
-    sure = [line.text for line in every if not line.text.startswith("#")] or [line.text for line in every]
+    sure = [line.text for line in every if not MARK.match(line.text)] or [line.text for line in every]
     needed = len(schema.columns)
     ways = (
         [schema.cfg.delimiter] if schema.cfg.delimiter else ["\t", "\t+", *_joined(sure), " ", "|", ",", ";"]
     )
-    for least, share in itertools.product(sorted({2, needed}, reverse=True), (SAME, 0.0)):
+    for least, share in itertools.product(sorted({2, needed}, reverse=True), (SAME, 0.0, MOST)):
         for way in ways:
             cut = _cutter(way)
             fields = list(map(cut, sure))
@@ -199,12 +241,16 @@ def _cut(schema: RowSchema, path: Path, groups: Groups) -> str:
             size, count = sizes.most_common(1)[0] if sizes else (least, 0)
             ragged = share == 0 and min(sizes) >= least and _is_scheme([each[-1] for each in fields])
             numbered = share == 0 and min(sizes) > 5 and any(map(str.isdigit, fields[0][:4]))
-            if (share and size >= least and count >= share * len(sure)) or ragged or numbered:
+            most = size >= least and share > 0 and count >= share * len(sure)
+            if share == MOST and most:
+                columns = zip(*(each for each in fields if len(each) == size), strict=True)
+                most = any(map(_is_scheme, columns))
+            if most or ragged or numbered:
                 for line in every:
                     line.fields = cut(line.text)
                     if len(line.fields) < least:
                         line.fields = _cutter(" ")(line.text)
-                return way
+                return way, not most
     short = next((line for line in every if len(_cutter(" ")(line.text)) < needed), every[0])
     raise DataError(
         f"{path}, line {short.number}: expected a word and its tag, got {shown(short.text.strip())}; give a word a line, and a blank line between "
@@ -253,7 +299,7 @@ def _names(
     )
     header = (
         named
-        or first.fields == cfg.columns
+        or (cfg.columns is not None and holds_names(cfg.columns, first.fields))
         or any(
             column[0] not in column[1:] and _is_scheme(column[1:]) and not _is_scheme(column)
             for column in columns
@@ -273,13 +319,17 @@ def _names(
     return names, first if header else None
 
 
-def _layout(schema: RowSchema, path: Path, groups: Groups, names: list[str] | None) -> Layout:
-    """Return which columns hold the words and the tags: those of the names, or those whose values look like it."""
+def _layout(schema: RowSchema, path: Path, groups: Groups, names: list[str] | None, ragged: bool) -> Layout:
+    """Return which columns hold the words and the tags: those of the names, or those whose values look like it.
+
+    Args:
+        ragged: lines may have more fields than the columns.
+    """
     lines = list(itertools.chain(*groups))
     needs_tags = len(schema.columns) > 1
     sizes = Counter(len(line.fields) for line in lines)
     size = sizes.most_common(1)[0][0]
-    if sizes[size] < SAME * len(lines):
+    if ragged:
         size = min(sizes)
     before: Layout | None = schema.decided.get("layout")
     if names is None and before is not None and before.size == size:
@@ -449,12 +499,15 @@ def _plain(path: Path, columns: Sequence[Sequence[str]], start: int) -> int:
 
 
 def _is_word(line: Line, layout: Layout, tags: set[str | None]) -> bool:
-    """Return whether a line is no comment: one that begins with # is a word if it has as many fields as most lines, and the tag of another line."""
-    if not line.text.startswith("#"):
+    """Return whether a line is no comment: one that begins as a comment is a word if it has as many fields as most lines, and the tag of another line."""
+    if not MARK.match(line.text):
         return True
     if layout.tag is None:
         return len(line.fields) == layout.size and not re.match(r"#\s", line.text)
-    return len(line.fields) == layout.size and _is_tag(layout.values(line)[1], tags)
+    if len(line.fields) != layout.size:
+        return False
+    is_plain = not line.text.startswith("#") and not _is_scheme(map(str, tags))
+    return is_plain or _is_tag(layout.values(line)[1], tags)
 
 
 def _is_tag(value: str | None, tags: set[str | None]) -> bool:

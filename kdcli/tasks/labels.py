@@ -25,11 +25,14 @@ MOST_EXACT = 2**53
 INVISIBLE = "\u200b\u2060\ufeff"
 """Characters without width that come with texts copied from pages and files."""
 INTEGER = re.compile(r"-?\d+")
+WRITTEN = ("[", "{", "(", "array(", "tensor(", "set(", "frozenset(")
+"""The beginnings of the lists, sets, tuples, mappings and arrays that Python writes into a cell of a table."""
 _NUMBER = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]\d{1,3})?")
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*|0|-?[1-9]\d*")
 _WORDS = frozenset({"true", "false", "null", "nan", "inf"})
 """Words that Hydra reads as other values than names."""
 _TRUTH = {"false": "0", "true": "1"}
+_FROZEN = re.compile(r"frozenset\((.*)\)", re.DOTALL)
 _QUOTE = re.compile(r'(\\*)("|$)')
 LONGEST_OVERRIDE = 700
 """Characters of names that a message lists to be pasted."""
@@ -41,12 +44,12 @@ LONGEST_OVERRIDE = 700
 def read_label(value: Any, where: str) -> Label:
     """Return a value of the column of labels.
 
-    A list, the text of one ("['a', 'b']"), a mapping of names to 0 and 1, and the choices of Label Studio become the names that they hold.
+    A list, the text of one, of a set or of a tuple ("['a', 'b']", "{'a', 'b'}", "('a', 'b')"), a mapping of names to 0 and 1, and the choices of Label Studio become the names that they hold.
 
     Raises:
         DataError: it is no label, or no file and no table can hold its name.
     """
-    if isinstance(value, str) and value.startswith(("[", "{", "array(", "tensor(")):
+    if isinstance(value, str) and value.startswith(WRITTEN):
         value = _parsed(value)
     if isinstance(value, dict):
         if value and all(isinstance(flag, int | float) and flag in (0, 1) for flag in value.values()):
@@ -85,12 +88,18 @@ def _chosen(values: list[Any]) -> list[Any]:
 
 
 def _parsed(text: str) -> Any:
-    """Return the list or the array that a text writes down as JSON, Python or numpy, or its mapping of choices or of scores; the text, if it is none."""
+    """Return the list, the set, the tuple or the array that a text writes down as JSON, Python or numpy, or its mapping of choices or of scores; the
+    text, if it is none."""
+    frozen = _FROZEN.fullmatch(text.strip())
     try:
-        value = decode_notation(text.strip())
+        value = decode_notation(frozen[1] or "[]" if frozen else text.strip())
     except ValueError:
         return text
-    is_number = isinstance(value, int | float) and not text.startswith(("[", "{"))
+    if isinstance(value, set):
+        value = sorted(value, key=str)
+    elif isinstance(value, tuple):
+        value = list(value)
+    is_number = isinstance(value, int | float) and text.startswith(("array(", "tensor("))
     is_mapping = isinstance(value, dict) and (
         "choices" in value
         or (len(value) > 1 and all(isinstance(score, int | float) for score in value.values()))

@@ -28,8 +28,9 @@ UNCLEAR = frozenset({"None", "?", "undefined", "unlabeled", "unlabelled", "no la
 _SEPARATORS = ("|", ";", ",", "#", "/", "+", "&", " ")
 _BETWEEN_LABELS = frozenset("|;,#")
 """The separators that stand between labels more often than in the name of one."""
-_WHOLE = re.compile(r"[+-]?\d+,0+")
-"""An integer with a decimal comma."""
+_WHOLE = re.compile(r"[+-]?\d+,0{1,2}")
+"""An integer with a decimal comma. (1,000 may be a thousand.)"""
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})*")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+(?:,\d+)?")
 
 
@@ -115,10 +116,12 @@ def single(labels: Mapping[Label, int], as_classes: bool, path: str) -> dict[Lab
             "dataset.as_classes=true, which takes each combination as a class"
         )
     if several and not as_classes:
+        has_votes = any(len(set(label)) < len(label) for label in several) and names_in is not _places
+        votes = "; of votes write a row each, and give dataset.duplicates=soft" * has_votes
         raise DataError(
             f"{path}: {sum(several.values()):,} of {sum(labels.values()):,} rows have a list of labels (such as {shown(list(next(iter(several))))}). "
             "This looks like multi-label classification, and kdcli trains classifiers of one label a row; leave one label a row, or give "
-            "dataset.as_classes=true, which takes each combination as a class"
+            f"dataset.as_classes=true, which takes each combination as a class{votes}"
         )
     are_whole = all(label is None or _WHOLE.fullmatch(str(label)) for label in labels)
     name_of: dict[Label, str | None] = {}
@@ -190,6 +193,8 @@ def _appearance(labels: Counter[str]) -> str | None:
         labels[label] for label in numbers
     ) >= 0.95 * labels.total():
         return f"looks like a score ({values}). {regression}"
+    if any("," in label for label in labels) and all(map(_THOUSANDS.fullmatch, labels)):
+        return f"looks like numbers with a comma before the thousands or the decimals ({values}); write them without it"
     if sum("," in label for label in labels) > 1 and all(map(_DECIMAL_COMMA.fullmatch, labels)):
         return (
             f"looks like a score with a decimal comma, or like several numbers a row ({values}). {regression}"

@@ -23,7 +23,13 @@ from kdcli.tasks.rows import (
     require_text,
     row_hash,
 )
-from kdcli.tasks.token_classification.scheme import Scheme, is_outside, looks_prefixed, scheme_of
+from kdcli.tasks.token_classification.scheme import (
+    Scheme,
+    combined,
+    is_outside,
+    looks_prefixed,
+    scheme_of,
+)
 from kdcli.tasks.token_classification.spans import (
     CUTS,
     SECOND,
@@ -285,6 +291,15 @@ class TokenClassificationRows(LabelledRows):
                 listed(prefixed),
                 others := listed(tag for tag in scheme.types if tag not in prefixed),
                 ",".join([*scheme.outside, *others.split(", ")]),
+            )
+        firsts, lasts = combined(scheme.types) if scheme.form == "types" else ([], [])
+        if firsts:
+            logger.warning(
+                "%s: the tags combine %s with %s, and each combination counts as a type; if these tell the words of an entity apart, write B for its first "
+                "word and I for the others (B-PER, I-PER)",
+                path,
+                listed(firsts),
+                listed(lasts),
             )
         if scheme.form == "types" and not outside:
             logger.warning(

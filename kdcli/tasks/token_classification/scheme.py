@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -207,6 +208,25 @@ def looks_prefixed(tag: str) -> bool:
     """Return whether a tag begins with B or I and a sign, as tags of most schemes do."""
     match = _FORMS["prefixes"].fullmatch(tag)
     return match is not None and match["letter"] in "BI"
+
+
+def combined(types: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the beginnings of types, up to a sign, that have the same ends, and these ends (BEG and INS, PER and ORG of BEG-PER, INS-PER, BEG-ORG,
+    INS-ORG): the ones may be the letters of a scheme that is not known; []: no two beginnings have."""
+    names: dict[str, set[str]] = {}
+    for name in types:
+        match = re.fullmatch(rf"(?P<first>\w+?){_SEPARATOR}(?P<last>.+)", name)
+        if match is None:
+            return [], []
+        names.setdefault(match["first"], set()).add(match["last"])
+    pairs = [pair for pair in itertools.combinations(names, 2) if _are_alike(*(names[part] for part in pair))]
+    firsts = sorted({*itertools.chain(*pairs)})
+    return firsts, sorted({*itertools.chain(*(names[first] for first in firsts))})
+
+
+def _are_alike(types: set[str], others: set[str]) -> bool:
+    """Return whether most types of two sets are common, and several."""
+    return len(types & others) > 1 and 2 * len(types & others) >= len(types | others)
 
 
 def is_outside(tag: str) -> bool:

@@ -486,7 +486,7 @@ def test_text_pair(tmp_path: Path) -> None:
 def test_empty_and_missing_texts(tmp_path: Path) -> None:
     """A row of nothing but [CLS] [SEP] has a label all the same, and teaches it."""
     message = refused(write_csv(tmp_path / "a.csv", [*ROWS[:2], (" \t", "bad"), *ROWS[3:]]))
-    require_words(message, "a.csv", "row 3", "the text", "empty")
+    require_words(message, "a.csv", "line 4", "the text", "empty")
     columns = {"text": [None, *(text for text, _ in ROWS[1:])], "label": [label for _, label in ROWS]}
     message = refused(write_parquet(tmp_path / "a.parquet", columns))
     require_words(message, "a.parquet", "row 1", "the text", "None", "string")

@@ -6,6 +6,7 @@ The tables of docs/formats.md list these cases by the same names.
 from __future__ import annotations
 
 import bz2
+import contextlib
 import csv
 import gzip
 import io
@@ -15,7 +16,7 @@ import os
 import re
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from support.tiny import sentences
 from kdcli.config.dataset import Dataset
 from kdcli.data.dataset import Data, load
 from kdcli.data.encodings import guessed, is_damaged_utf8
+from kdcli.data.inspection import inspect
 from kdcli.data.reading import Reading
 from kdcli.data.splits import SPLITS
 from kdcli.data.streams import DataFile
@@ -233,6 +235,10 @@ READ: dict[str, tuple[Write, dict[str, Any]]] = {
     "single quotes around fields": (file("a.csv", rows("'{text}','{label}'\n", "'text','label'\n")), {}),
     "lines above the header": (file("a.csv", "Export of 1 May\n\n" + PLAIN), {}),
     "a header that begins with #": (file("a.tsv", rows("{text}\t{label}\n", "#text\tlabel\n")), {}),
+    "a header of whose later names some begin with # (MRPC)": (
+        file("a.tsv", rows("{label}\t{text}\n", "#label\t#1 String\n")),
+        {"text": "#1 String"},
+    ),
     "joined files, the header repeated": (file("a.csv", part(0, 30) + part(30, 60)), {}),
     "no header, with dataset.columns": (
         file("a.tsv", rows("{label}\t{text}\n", "")),
@@ -322,6 +328,10 @@ READ: dict[str, tuple[Write, dict[str, Any]]] = {
     "xz": (file("a.csv.xz", lzma.compress(PLAIN.encode())), {}),
     "Zstandard": (file("a.jsonl.zst", zstandard.compress(LINES.encode())), {}),
     "zip with one file": (file("a.zip", zipped("a.csv")), {}),
+    "zip with one file and those of macOS or Windows": (
+        file("a.zip", zipped("data/a.csv", "data/.DS_Store", "data/__MACOSX/._a.csv", "__MACOSX/data/._a.csv", "Thumbs.db")),
+        {},
+    ),
 }  # fmt: skip
 OTHERS: dict[str, tuple[Write, str, str]] = {
     "another encoding, such as Windows-1252": (
@@ -349,6 +359,11 @@ OTHERS: dict[str, tuple[Write, str, str]] = {
         "quotes are text",
         ' "so',
     ),
+    "quotes around fields, and others within that are not doubled": (
+        file("a.csv", rows('"{text} "so" yes",{label}\n')),
+        "undoubled within",
+        ' "so" yes',
+    ),
     "single quotes around texts alone": (
         file("a.csv", rows("'{text}, so',{label}\n")),
         "' around fields",
@@ -358,6 +373,22 @@ OTHERS: dict[str, tuple[Write, str, str]] = {
 """Files whose texts end with more than the rows: what writes them, what the run says of them, the end of each text."""
 REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
     "no header": (file("a.csv", rows("{label},{text}\n", "")), ("a.csv", "dataset.columns=[label,text]")),
+    "a header beside dataset.columns": (
+        file("a.csv", PLAIN.replace("text,label", "Text, LABEL", 1)),
+        ("a.csv", "line 1", "Text", "LABEL", "remove dataset.columns"),
+    ),
+    "a header of other names beside dataset.columns": (
+        file("a.csv", PLAIN.replace("text,label", "review,sentiment", 1)),
+        ("a.csv", "line 1", "review, sentiment", "remove dataset.columns"),
+    ),
+    "JSON, arrays below one of names, beside dataset.columns": (
+        file("a.json", json.dumps([["Text", "Label"], *map(list, ROWS)])),
+        ("a.json", "Text, Label", "remove dataset.columns"),
+    ),
+    "words with tags": (
+        file("a.txt", "".join(f"{text.replace(' ', ' O' + chr(10))} O\n\n" for text, _ in ROWS)),
+        ("a.txt", "'text'", "dataset=conll"),
+    ),
     "columns of other names": (
         file("a.csv", PLAIN.replace("text,", "review,", 1)),
         ("a.csv", "review", "dataset.text="),
@@ -375,13 +406,21 @@ REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
             "dataset.bad_rows=drop",
         ),
     ),
+    "an empty text of several lines, below a title": (
+        file("a.csv", "A title\n\n" + PLAIN + '" \n",bad\n'),
+        ("in/a.csv", "lines 64 to 65", "the text", "empty", "dataset.bad_rows=drop"),
+    ),
+    "a line that holds NUL": (
+        file("a.csv", PLAIN + "an odd\0 film,bad\n"),
+        ("a.csv", "line 62", "NUL", "dataset.bad_rows=drop"),
+    ),
     "a line that is no JSON": (
         file("a.jsonl", LINES + '{"text": "cut'),
         ("a.jsonl", "line 61", "not JSON", "dataset.bad_rows=drop"),
     ),
     "an empty text": (
-        file("a.csv", PLAIN + " ,bad\n"),
-        ("a.csv", "row 61", "the text", "empty", "dataset.bad_rows=drop"),
+        file("a.csv", PLAIN.replace("\n", "\n\n", 3) + " ,bad\n"),
+        ("in/a.csv", "line 65", "the text", "empty", "dataset.bad_rows=drop"),
     ),
     "lines that are not UTF-8 in a file that is": (
         file("a.csv", PLAIN.encode() + "é,good\nü,bad\n".encode() + b"caf\xe9,good\n"),
@@ -502,6 +541,95 @@ def test_files_that_are_read(tmp_path: Path, name: str) -> None:
     assert data.labels == ["bad", "good"]
 
 
+def rows_by(keys: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of all splits that a run reads by keys of `dataset`."""
+    data = load(Dataset.model_validate(keys))
+    return [row for split in SPLITS for row in data[split]]
+
+
+INIT_EXCUSED = {
+    "folders that name the label, label=good/part-0.parquet (Hive, Spark)": "the run of all files is proposed",
+    "folders that name the label and the split, split=test/label=good/a.csv": "the same",
+}
+"""Files of which `kdcli init` writes no config, with the reason."""
+
+
+@pytest.mark.parametrize("name", [*READ, *OTHERS])
+def test_init_reads_files_as_a_run_does(tmp_path: Path, name: str) -> None:
+    """A config of `kdcli init` by which the run reads other rows than the file holds, or classes of which half the name is a quote."""
+    write, keys = READ[name] if name in READ else (OTHERS[name][0], {})
+    end = OTHERS[name][2] if name in OTHERS else ""
+    path = write(tmp_path)
+    if name in INIT_EXCUSED:
+        with pytest.raises(DataError, match=naming("kdcli distill", "dataset.label=")):
+            inspect(str(path), keys)
+        return
+    inspection = inspect(str(path), keys)
+    assert inspection.task == "classification"
+    text, label = (inspection.keys.get(key, key) for key in ("text", "label"))
+    assert {text, label} <= {"text", "label", *keys.values()} if "columns" not in keys else {"text", "label"}
+    data = read(path, **{key: value for key, value in inspection.keys.items() if key != "path"})
+    assert texts(data) == {f"{text}{end}": label for text, label in ROWS}
+
+
+ROW_KEYS = {f"t{number}": row for number, row in enumerate(OBJECTS)}
+INIT: dict[str, tuple[Write, dict[str, Any]]] = {
+    "single quotes around fields of single words": (file("a.csv", "'text','label'\n" + "".join(f"'{text}','{label}'\n" for text, label in ROWS)), {}),
+    "a field twice in the first row": (file("a.csv", "1,good,good\n" + rows("{number},{label},{text}\n", "")), {"columns": 3}),
+    "an empty field in the first row": (file("a.tsv", "5\t\tgood\n" + rows("{number}\t{label}\t{text}\n", "")), {"columns": 3}),
+    "no header, a column with one value": (file("a.tsv", rows("gj04\t{label}\t\t{text}\n", "")), {"columns": 4, "label": "column2"}),
+    "columns without names at the end": (file("a.csv", rows("{label},{text},,,\n", "v1,v2,,,\n")), {"label": "v1", "text": "v2"}),
+    "JSON of pandas, index": (frame("a.json", orient="index"), {"text": "text", "label": "label"}),
+    "JSON of pandas, columns": (frame("a.json", orient="columns"), {"text": "text", "label": "label"}),
+    "JSON, rows by their ids": (file("a.json", json.dumps(ROW_KEYS)), {"text": "text", "label": "label"}),
+    "JSON, rows below two keys": (file("a.json", json.dumps({"a": {"b": OBJECTS}})), {"field": "a.b", "label": "label"}),
+    "JSON, a row of arrays twice": (file("a.json", json.dumps([["good", "good", "a long text of several words"], *([label, f"id {number}", text] for number, (text, label) in enumerate(ROWS))])), {"columns": 3}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INIT)
+def test_the_keys_that_init_finds(tmp_path: Path, name: str) -> None:
+    """Columns that `kdcli init` counts or orients otherwise than the run, so that its config reads nothing, or the rows as columns."""
+    write, expected = INIT[name]
+    inspection = inspect(str(write(tmp_path)), {})
+    assert inspection.task == "classification"
+    width = expected.get("columns")
+    named = {"columns": [f"column{number}" for number in range(1, width + 1)]} if width else {}
+    assert {key: inspection.keys[key] for key in expected} == expected | named
+    found = {row["text"] for row in rows_by(inspection.keys)}
+    assert {text for text, _ in ROWS} <= found
+
+
+INIT_REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
+    "JSON of pandas, table": (frame("a.json", orient="table"), ("dataset.field=data",)),
+    "JSON, a key for each split": (file("a.json", json.dumps({"train": OBJECTS, "test": OBJECTS[:9]})), ("train, test", "dataset.field=train")),
+    "JSON, arrays under a key for each split": (
+        file("a.json", json.dumps({"train": [*map(list, ROWS)], "test": [list(row) for row in ROWS[:9]]})),
+        ("'train', 'test'", "dataset.field=train", "dataset.columns=[column1,column2]"),
+    ),
+    "two columns of one name": (file("a.csv", rows("{text},{label},{label}\n", "text,label,label\n")), ("2 columns 'label'", "dataset.label=null")),
+    "two colons between the fields": (file("a.dat", rows("{text}::{label}\n", "text::label\n")), ("'::'", "2 fields", "dataset.delimiter")),
+    "many lines above the header": (
+        file("a.csv", "".join(f"note {number}\n" for number in range(25)) + rows("{text},{label}\n" * 4)),
+        ("','", "2 fields", "dataset.columns="),
+    ),
+    "spans of which most cannot be read": (
+        file("a.jsonl", "".join(json.dumps({"text": text, "entities": [{"text": "a", "label": "X"}] * (number % 4 > 0)}) + "\n" for number, (text, _) in enumerate(ROWS))),
+        ("row 2", "45 of 60 rows", "dataset.bad_rows=drop"),
+    ),
+    "keys of a table for a text": (file("a.txt", "one two\n\nthree\n"), ("dataset.columns",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INIT_REFUSED)
+def test_what_init_refuses(tmp_path: Path, name: str) -> None:
+    """A language model of whole lines, or a tagger of the seven rows that can be read, in place of the key that is needed."""
+    write, words = INIT_REFUSED[name]
+    keys = {"columns": ["one", "two"]} if name.startswith("keys") else {}
+    with pytest.raises(DataError, match=naming(*words)):
+        inspect(str(write(tmp_path)), keys)
+
+
 @pytest.mark.parametrize("write", [saved_splits, repository_of_splits, folder_of_splits])
 def test_the_splits_of_a_folder_are_kept(tmp_path: Path, write: Write) -> None:
     """Rows that their author kept for the test are trained on."""
@@ -526,13 +654,49 @@ def test_files_that_are_refused(tmp_path: Path, name: str) -> None:
     """A message about something else, or one without the key that helps."""
     write, words = REFUSED[name]
     (tmp_path / "in").mkdir()
-    keys = {"columns": ["text", "label"]} if "leave dataset.columns out" in words else {}
+    is_named = {"leave dataset.columns out", "remove dataset.columns"} & {*words}
+    keys = {"columns": ["text", "label"]} if is_named else {}
     with pytest.raises(DataError, match=naming(*words)):
         read(write(tmp_path / "in"), **keys)
     if "dataset.bad_rows=drop" in words:
         data = read(next((tmp_path / "in").iterdir()), bad_rows="drop")
         assert dict(ROWS).items() <= texts(data).items()
         assert data.dropped["cannot be read"] == 1
+
+
+@pytest.mark.parametrize(
+    ("start", "form", "proposed"),
+    [
+        ("v1,v2,,,\n", "{label},{text},,,\n", None),
+        ("kind,note,kind\n", "{label},{text},{label}\n", None),
+        ("", "gj04\t{label}\t\t{text}\n", "[column1,label,column3,text]"),
+        ("", "en,{label},{text} and so on for some words\n", "[column1,label,text]"),
+    ],
+)
+def test_columns_are_proposed_for_rows_alone(
+    start: str, form: str, proposed: str | None, tmp_path: Path
+) -> None:
+    """Names to paste that take the labels for the texts, the header for a row, or a column of one value for the labels."""
+    with pytest.raises(DataError, match=naming("'text'", "dataset.text=")) as caught:
+        read(file("a.csv", rows(form, start))(tmp_path))
+    assert ("dataset.columns" in caught.value.message) == (proposed is not None)
+    require_words(caught.value.message, *([f"dataset.columns={proposed}"] if proposed else []))
+
+
+@pytest.mark.parametrize("first", ["very good,mixed", "Well,good", "a film of 1999,Mixed", "good film,bad"])
+def test_first_rows_that_are_no_headers(first: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A row of few words that is refused as a header, or one that may be a header and is learned as a class without a word."""
+    path = file("a.csv", f"{first}\n" + rows("{text},{label}\n", ""))(tmp_path)
+    data = read(path, columns=["text", "label"])
+    assert texts(data) == dict([first.split(","), *ROWS])
+    assert ("dataset.columns" in caplog.text) == (first == "very good,mixed")
+
+
+def test_a_header_of_lines_of_arrays(tmp_path: Path) -> None:
+    """The names of columns in the first line of arrays that are learned as a text and its label."""
+    lines_of_arrays = "".join(json.dumps(row) + "\n" for row in [("TEXT", "label"), *ROWS])
+    with pytest.raises(DataError, match=naming("a.jsonl", "TEXT", "remove dataset.columns")):
+        read(file("a.jsonl", lines_of_arrays)(tmp_path), columns=["text", "label"])
 
 
 @pytest.mark.parametrize("test", ["text\nsome text\n", "text,label\nsome text,-1\n"])
@@ -693,6 +857,14 @@ def test_what_was_decided_is_read_so_again(tmp_path: Path) -> None:
     assert read(path, earlier).readings[0].encoding == "cp1252"  # it is another file
 
 
+def test_quotes_that_are_text_by_the_config(tmp_path: Path) -> None:
+    """Quotes that are removed although dataset.quote=none keeps them; or those of a text that begins and ends with a quotation."""
+    path = file("a.csv", rows('"{text} "so" yes",{label}\n'))(tmp_path)
+    assert all(text.startswith('"') for text in texts(read(path, quote="none")))
+    path.write_text(rows('"{text}" or "so",{label}\n') + "plain words,good\n")
+    assert sum(text.startswith('"') for text in texts(read(path))) == len(ROWS)
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
@@ -805,6 +977,44 @@ def test_parallel_files(tmp_path: Path, name: str) -> None:
     for keys in ({}, {"format": "parallel"}):
         data = read(path, **LANGUAGES, **keys)
         assert {row["source"]: row["target"] for split in SPLITS for row in data[split]} == PAIRS
+
+
+@pytest.mark.parametrize("name", PARALLEL)
+def test_init_reads_parallel_files_as_a_run_does(tmp_path: Path, name: str) -> None:
+    """Translations that become texts of a language model, or whose keys are refused by the run."""
+    contents, given = PARALLEL[name]
+    path = files(**contents)(tmp_path) / given
+    keys = inspect(str(path), LANGUAGES).keys
+    assert {row["source"]: row["target"] for row in rows_by(keys)} == PAIRS
+    with contextlib.suppress(DataError):
+        own = inspect(str(path), {}).keys
+        pairs = {
+            frozenset((row["source"], row["target"])) for row in rows_by({**own, "clean": LANGUAGES["clean"]})
+        }
+        assert pairs == {frozenset(pair) for pair in PAIRS.items()}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("source.txt", "target.txt"), ("a-src.txt", "a-tgt.txt"), ("train.en.gz", "train.de.gz")],
+)
+def test_the_sides_of_pairs(tmp_path: Path, one: str, other: str) -> None:
+    """The sources are read as the documents of a language model, without the targets beside them."""
+    pack = gzip.compress if one.endswith("gz") else bytes
+    (tmp_path / one).write_bytes(pack(SOURCES.encode()))
+    (tmp_path / other).write_bytes(pack(TARGETS.encode()))
+    for given in (tmp_path / one, tmp_path):
+        pairs = rows_by({**inspect(str(given), {}).keys, "clean": LANGUAGES["clean"]})
+        assert {frozenset((row["source"], row["target"])) for row in pairs} == {
+            frozenset(pair) for pair in PAIRS.items()
+        }
+
+
+def test_two_texts_that_are_no_pair(tmp_path: Path) -> None:
+    """Chapters of a book that are read as each other's translations."""
+    for name, text in (("an.txt", "A chapter.\n\nMore.\n"), ("be.txt", "Another one.\n")):
+        (tmp_path / name).write_text(text)
+    assert inspect(str(tmp_path / "an.txt"), {}).task == "causal_lm"
 
 
 def test_splits_of_parallel_files(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from support.pages import table
 
 from kdcli.config.dataset import Dataset
 from kdcli.data.dataset import load
+from kdcli.data.inspection import inspect
 from kdcli.data.readers import read_file
 from kdcli.data.splits import SPLITS
 from kdcli.errors import DataError
@@ -177,6 +179,11 @@ READ: dict[str, tuple[str | bytes, dict[str, Any], Sentences]] = {
         {"words": "token", "tags": "ner"},
         SENTENCES,
     ),
+    "a header in capitals beside dataset.columns": (
+        "WORD\tPOS\tTAG\n" + lines("{word}\tNN\tO"),
+        {"columns": ["word", "pos", "tag"]},
+        tag_map(lambda tag: "O"),
+    ),
     "a sentence a line, words joined to tags (EU/B-ORG rejects/O)": (
         "\n".join(" ".join(f"{word}/{tag}" for word, tag in sentence) for sentence in SENTENCES),
         {},
@@ -206,6 +213,19 @@ READ: dict[str, tuple[str | bytes, dict[str, Any], Sentences]] = {
         {},
         SENTENCES,
     ),
+    "EOS, </s> or a row of hyphens between sentences": (
+        "EOS\n".join(lines("{word}\t{tag}", sentences=[each]) for each in SENTENCES[:2])
+        + "</s>\n"
+        + lines("{word}\t{tag}", sentences=SENTENCES[2:])
+        + "---\n",
+        {},
+        SENTENCES,
+    ),
+    "words that begin as comments (--, //)": (
+        lines("{word} {tag}").replace("rejects", "--").replace("German", "//"),
+        {},
+        [[SENTENCES[0][0], ("--", "O"), ("//", "B-MISC"), SENTENCES[0][3]], *SENTENCES[1:]],
+    ),
     "a column with the number of the sentence (sentence_id)": (
         "sentence_id\tword\ttag\n"
         + "".join(f"{i}\t{word}\t{tag}\n" for i, each in enumerate(SENTENCES) for word, tag in each),
@@ -232,6 +252,21 @@ REFUSED: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         "// a comment\n\n" + lines("{word} {tag}") + "\n" + lines("{word} {tag}"),
         {},
         ["line 1", "2 columns", "'// a comment'", "dataset.bad_rows=drop"],
+    ),
+    "comments without # before each sentence (% …)": (
+        "".join(
+            "% a comment here\n" + lines("{word} {tag}", sentences=[each]) + "\n" for each in SENTENCES * 2
+        ),
+        {},
+        ["line 1", "'% a comment here'", "dataset.bad_rows=drop"],
+    ),
+    "titles before each sentence": (
+        "".join(
+            f"Text number {i} of all\n" * (i % 2) + lines("{word} {tag}", sentences=[each]) + "\n"
+            for i, each in enumerate(SENTENCES * 2)
+        ),
+        {},
+        ["line 6", "2 columns", "'Text number 1 of all'", "dataset.bad_rows=drop"],
     ),
     "CoNLL-U without a column of entities": (lines(UD), {}, ["dataset.columns=[id,words,lemma,tags,xpos"]),
     "names of columns that are not those of the lines": (
@@ -291,6 +326,41 @@ def test_the_page_lists_these_files() -> None:
     assert all(rows[name].startswith("read") for name in READ)
 
 
+@pytest.mark.parametrize("suffix", ["conll", "txt"])
+@pytest.mark.parametrize("name", READ)
+def test_init_reads_files_as_a_run_does(tmp_path: Path, name: str, suffix: str) -> None:
+    """Words with tags in a file *.txt that `kdcli init` takes for documents of a language model, or for pairs of texts."""
+    text, keys, expected = READ[name]
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    if suffix == "txt" and name == "CoNLL-U with named columns":  # all of its tags are one part of speech
+        with pytest.raises(DataError, match=naming("dataset.columns")):
+            inspect(str(path), keys)
+        return
+    inspection = inspect(str(path), keys)
+    assert inspection.task == "token_classification"
+    own = {key: value for key, value in inspection.keys.items() if key != "path"}
+    assert own["format"] == "conll"
+    assert read(path, text, **own) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", "One line.\nAnother line.\n\nA third line of text.\n\nO no.\n"),
+        ("a.csv", "text,label\n\na film,good\n\na day,bad\n\n" * 9),
+        ("a.tsv", "Sentence #\tword\ttag\n" + "".join(f"{n // 3 if n % 3 == 0 else ''}\tw{n}\t{'OB'[n % 3 == 1]}{'-X' * (n % 3 == 1)}\n" for n in range(60))),
+    ],
+    ids=["text", "table", "a word a row"],
+)  # fmt: skip
+def test_other_files_are_not_taken_for_words_with_tags(tmp_path: Path, name: str, text: str) -> None:
+    """Lines of two words, or the rows of a table, that `kdcli init` reads as words with tags."""
+    path = tmp_path / name
+    path.write_text(text)
+    with contextlib.suppress(DataError):
+        assert inspect(str(path), {}).keys.get("format") != "conll"
+
+
 def test_what_was_decided_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Columns that are chosen and words that are left out in silence: the user learns of it by the scores."""
     caplog.set_level(logging.INFO)
@@ -323,6 +393,15 @@ def test_sentences_that_cannot_be_read_are_dropped(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=naming("line 14", "dataset.bad_rows=drop")):
         read(tmp_path / "a.conll", text)
     assert read(tmp_path / "a.conll", text, bad_rows="drop") == SENTENCES * 2
+
+
+@pytest.mark.parametrize("mark", ["% a comment", "// so", "-- a comment here", "<!-- a -->"])
+def test_a_comment_is_dropped_without_its_sentence(tmp_path: Path, mark: str) -> None:
+    """A file of which no sentence is left, because each begins with a comment; or a comment that is learned as a word."""
+    text = "".join(f"{mark}\n" + lines("{word} {tag}", sentences=[each]) + "\n" for each in SENTENCES)
+    with pytest.raises(DataError, match=naming("line 1", mark, "dataset.bad_rows=drop")):
+        read(tmp_path / "a.conll", text)
+    assert read(tmp_path / "a.conll", text, bad_rows="drop") == SENTENCES
 
 
 def test_an_empty_tag_beside_o_is_a_bad_row(tmp_path: Path) -> None:

@@ -113,6 +113,8 @@ READ = {
     "one-hot lists of numpy": Read(["[0. 0. 1.]", "[1. 0. 0.]"], ["0", "2"], ["2", "0"]),
     "numbers of torch": Read(["tensor(1)", "tensor(0)"], ["0", "1"], ["1", "0"]),
     "lists of one, as text": Read(["['good']", '["bad"]'], ["bad", "good"], ["good", "bad"]),
+    "sets and tuples of one, as text": Read(["{'good'}", "('bad',)", "set()", "frozenset({'good'})"], ["bad", "good"], ["good", "bad", None, "good"]),
+    "parentheses around a name": Read(["(good)", "(1)"], ["(1)", "(good)"], ["(good)", "(1)"]),
     "one-hot lists": Read([[0, 0, 1], [1, 0, 0], [0, 1, 0]], ["0", "1", "2"], ["2", "0", "1"], "jsonl"),
     "decimals of a database": Read([Decimal("1.00"), Decimal("2.00")], ["1", "2"], ["1", "2"], "parquet"),
     "integers with a decimal comma": Read(["1,0", "2,0", ""], ["1", "2"], ["1", "2", None]),
@@ -198,6 +200,7 @@ REFUSED = {
     "scores": Refused([f"{number / 20:.2f}" for number in range(100)], ("'label'", "a score", "100 different values", "regression")),
     "half points": Refused([1.0, 1.5, 2.0, 2.5], ("a score", "4 different values", "regression")),
     "scores with a decimal comma": Refused(["0,5", "1,25", "3"], ("a score", "decimal comma", "regression")),
+    "numbers with a comma before the thousands": Refused(["1,000", "2,000", "500"], ("3 different values", "a comma", "thousands", "'label'")),
     "whole numbers, most once": Refused([number**2 for number in range(100)], ("a score, a count", "an identifier", "dataset.label=")),
     "labels joined by a bar": Refused(["good|film", "bad", "bad|film|song", "good", "bad|song"], ("several labels", "'|'", "72 of 120", "'good|film'")),
     "labels joined by a comma": Refused(["good", "bad", "good, bad"], ("several labels", "','")),
@@ -207,7 +210,10 @@ REFUSED = {
     "labels joined by a space": Refused(["cs.CL", "cs.LG cs.CL", "stat.ML cs.LG", "cs.LG", "cs.CL cs.LG stat.ML"], ("several labels", "joined by ' '")),
     "labels joined by &": Refused(["joy", "fear", "joy & fear"], ("several labels", "'&'")),
     "lists": Refused([["good", "film"], ["bad"]], ("60 of 120", "a list", "['good', 'film']", "multi-label"), suffix="jsonl"),
+    "votes in a list": Refused([["good", "good", "bad"], ["bad", "bad", "bad"]], ("60 of 120", "a list", "dataset.as_classes=true"), "dataset.duplicates=soft", "jsonl"),
     "lists as text": Refused(["['good', 'film']", "['bad']"], ("a list", "['good', 'film']", "multi-label")),
+    "sets as text": Refused(["{'good', 'film'}", "{'bad'}", "frozenset({'film', 'bad'})"], ("80 of 120", "a list", "['film', 'good']", "multi-label")),
+    "tuples as text": Refused(["('good', 'film')", "('bad',)"], ("60 of 120", "a list", "['good', 'film']", "multi-label")),
     "scores of numpy": Refused(["[0.1 0.9]", "[0.75 0.25]"], ("120 of 120", "['0.1', '0.9']", "scores")),
     "scores of torch": Refused(["tensor([0.1000, 0.9000])", "tensor([0.7500, 0.2500])"], ("['0.1', '0.9']", "scores")),
     "lists of scores": Refused([[0.1, 0.9], [0.75, 0.25]], ("['0.1', '0.9']", "scores"), suffix="jsonl"),
@@ -219,7 +225,7 @@ REFUSED = {
     "a prediction": Refused([{"label": "good", "score": 0.9}], ("row 1", "{'label': 'good', 'score': 0.9}"), "dataset.label=COLUMN.KEY", "jsonl", accepted=None),
     "a list of mappings with a name of lists of spans": Refused([[{"result": "good"}], [{"result": "bad"}]], ("row 1", "{'result': 'good'}"), "dataset.label=COLUMN.0.result", "jsonl", accepted={"label": "label.0.result"}),
     "a mapping of scores": Refused([{"good": 0.4, "bad": 0.6}], ("row 1", "{'good': 0.4, 'bad': 0.6}", "scores"), "dataset.duplicates=soft", "jsonl", accepted=None),
-    "a mapping of scores, as text": Refused(["{'good': 3, 'bad': 2}"], ("row 1", "{'good': 3, 'bad': 2}", "scores"), "dataset.duplicates=soft", accepted=None),
+    "a mapping of scores, as text": Refused(["{'good': 3, 'bad': 2}"], ("line 2", "{'good': 3, 'bad': 2}", "scores"), "dataset.duplicates=soft", accepted=None),
     "no labels at all": Refused([None], ("120 rows", "train", "gold label"), "dataset.unlabelled=", "jsonl", accepted=None),
     "one label": Refused(["good", ""], ("all training rows", "label 'good'", "dataset.label"), "", accepted=None),
     "a label that is not given": Refused(["good", "bad", "meh"], ("label 'meh'", "bad, good", "dataset.labels"), "dataset.no_label", options={"labels": ["bad", "good"]}, accepted={"bad_rows": "drop"}),
@@ -458,5 +464,40 @@ def test_the_order_of_labels() -> None:
 
 def test_the_documentation_has_every_case() -> None:
     """A table of what is read that says what no test holds, or is silent about what one does."""
-    rows = re.findall(r"^\| `([^`]+)` \|", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = documented()
     assert sorted(rows) == sorted([*READ, *REFUSED, *FILES])
+
+
+def documented() -> dict[str, tuple[str, list[str]]]:
+    """The section and the cells of each row of the page's tables; `the same` stands for the cell above."""
+    rows: dict[str, tuple[str, list[str]]] = {}
+    section, above = "", [""]
+    for line in DOCS.read_text(encoding="utf-8").splitlines():
+        section = line.removeprefix("## ") if line.startswith("## ") else section
+        if match := re.match(r"\| `([^`]+)` \|(.*)\|$", line):
+            cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", match[2])]
+            if cells[-1].startswith("the same"):
+                cells[-1] = above[-1] + cells[-1].removeprefix("the same")
+            rows[match[1]] = section, cells
+            above = cells
+    return rows
+
+
+NO_CLASSES = "Columns that hold no classes"
+"""The section of what is refused."""
+
+
+@pytest.mark.parametrize("case", [*READ, *REFUSED, *FILES])
+def test_the_documentation_says_what_becomes_of_a_case(case: str) -> None:
+    """A page that promises classes for a column which is refused, or a remedy that the message does not name."""
+    section, cells = documented()[case]
+    own = REFUSED.get(case) or FILES.get(case)
+    is_read = own is None or (isinstance(own, Files) and not own.words)
+    if case in FILES:
+        assert cells[-1].startswith("refused") == (not is_read)
+    elif section == NO_CLASSES:
+        assert cells[-1].startswith("read as") == is_read
+    else:
+        assert is_read
+    for key in re.findall(r"dataset\.[a-z_]+", own.remedy if own and not is_read else ""):
+        assert key in cells[-1]

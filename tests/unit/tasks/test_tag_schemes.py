@@ -170,6 +170,25 @@ def test_what_is_no_scheme_is_said(caplog: pytest.LogCaptureFixture) -> None:
         declared([["B-PER", "I-PER", "O"]], outside="OO")
 
 
+@pytest.mark.parametrize(
+    ("tags", "parts"),
+    [
+        ("BEG-PER INS-PER BEG-ORG INS-ORG O", "BEG, INS with ORG, PER"),
+        ("F-PER C-PER F-ORG C-ORG F-LOC O", "C, F"),
+        ("PER_1st PER_next ORG_1st ORG_next LOC_1st O", "1st, next"),
+        ("person-actor person-other product-car product-other event-other event-war O", ""),
+        ("T-cell B-cell O", ""),
+        ("PER LOC ORG O", ""),
+    ],
+)
+def test_unknown_letters_are_a_warning(tags: str, parts: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Entities of two words that count as two entities of the types BEG-PER and INS-PER, with no more than a line of what was decided."""
+    declared([tags.split()])
+    warnings = " ".join(record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    require_words(warnings, *([parts, "B-PER, I-PER"] if parts else []))
+    assert ("combine" in warnings) == bool(parts)
+
+
 def test_the_page_lists_these_schemes() -> None:
     """A page that promises a scheme which no test scores."""
     rows = table("tags.md", "Schemes of tags")
