@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kdcli import console, processes, rundir
@@ -27,6 +27,7 @@ from kdcli.launch.check import CheckOptions, run_check
 from kdcli.launch.choices import matches_glob
 from kdcli.launch.compose import (
     compose_config,
+    composed_with_hydra,
     config_remarks,
     config_tree,
     override_words,
@@ -99,17 +100,6 @@ def _points(word: Override) -> int:
     return count
 
 
-def _require_sweeper(composed: DictConfig) -> None:
-    """Raise ConfigError for settings with which Hydra's sweeper or launcher would start no job."""
-    size, jobs = composed.hydra.sweeper.get("max_batch_size"), composed.hydra.launcher.get("n_jobs")
-    if size is not None and size < 1:
-        raise ConfigError(f"hydra.sweeper.max_batch_size = {size}: expected at least 1, or null")
-    if jobs is not None and jobs == 0:
-        raise ConfigError(
-            "hydra.launcher.n_jobs = 0: expected at least 1, or -1 for as many as there are cores"
-        )
-
-
 def sweep(
     command: str,
     name: str,
@@ -125,13 +115,20 @@ def sweep(
     axes = _axes(overrides)
     if check is not None:
         return _check_jobs(command, name, axes, written, check)
+    words = [
+        f"{axis[0].partition('=')[0]}={','.join(word.partition('=')[2] for word in axis)}"
+        if "glob(" in word
+        else word
+        for axis, word in zip(axes, overrides, strict=True)
+    ]
+    # Hydra creates its launcher and its sweeper from what the other words compose than those that are swept over
+    fixed = [word for word in words if not parse_overrides([word])[0].is_sweep_override()]
+    composed_with_hydra(command, name, fixed, written)
     points: dict[Path, list[str]] = {}
     remarked: dict[str, None] = {}
     for index, job in enumerate(itertools.islice(itertools.product(*axes), MOST_JOBS)):
         composed = compose_config(command, name, list(job), written)
         remarked |= dict.fromkeys(config_remarks(command, composed))
-        if index == 0:
-            _require_sweeper(composed)
         OmegaConf.set_readonly(composed, False)
         composed.hydra.job.num = index
         HydraConfig.instance().set_config(composed)
@@ -151,12 +148,6 @@ def sweep(
         console.warn(remark)
     for run in points:  # errors of an earlier sweep do not belong to this one
         (run / rundir.ERROR).unlink(missing_ok=True)
-    words = [
-        f"{axis[0].partition('=')[0]}={','.join(word.partition('=')[2] for word in axis)}"
-        if "glob(" in word
-        else word
-        for axis, word in zip(axes, overrides, strict=True)
-    ]
     interrupted: KeyboardInterrupt | None = None
     before = processes.children()
     try:
