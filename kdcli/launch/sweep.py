@@ -13,11 +13,9 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from kdcli import console, processes, rundir
 from kdcli.errors import ConfigError, ExitCode, KDError, abbreviated
@@ -30,7 +28,6 @@ from kdcli.launch.compose import (
     composed_with_hydra,
     config_remarks,
     config_tree,
-    override_words,
     require_parts,
     resolved_folder,
 )
@@ -252,11 +249,7 @@ def _page(folder: Path) -> None:
 
 def _row(job: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """Return the table row of a job: its overrides with the result that `read` returns, or the reason why there is none."""
-    try:
-        words = override_words(OmegaConf.load(job / ".hydra" / "overrides.yaml"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException):
-        words = []
-    row = {"overrides": " ".join(words), "exit_code": ExitCode.DONE}
+    row = {"overrides": " ".join(rundir.recorded_overrides(job) or []), "exit_code": ExitCode.DONE}
     try:
         return row | (rundir.read_error(job) if (job / rundir.ERROR).is_file() else read(job))
     except ConfigError as error:
