@@ -188,6 +188,14 @@ def make(run: Path) -> None:
         raise ConfigError(f"the run directory {run} cannot be made ({error}); choose another --out") from None
 
 
+def unmake(sweep: Path) -> None:
+    """Remove the directory of a sweep without jobs, if `make` created it."""
+    with contextlib.suppress(OSError):
+        for folder in _made.pop(sweep, ()):
+            (folder / SWEEP).unlink(missing_ok=True)
+            folder.rmdir()
+
+
 def require_run(folder: Path) -> None:
     """Refuse a directory without a report that is no run of `kdcli distill`.
 

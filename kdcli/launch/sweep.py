@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,6 +49,11 @@ def _axes(overrides: list[str]) -> list[list[str]]:
         ConfigError: an override has no values or uncountably many, or the sweep has more than `MOST_POINTS` points.
     """
     parsed = parse_overrides(overrides)
+    for word in parsed:
+        if word.is_sweep_override() and re.match(r"hydra\b", word.key_or_group):
+            raise ConfigError(
+                f"{abbreviated(str(word.input_line))}: a sweep has one value of {word.key_or_group}; give one, in quotes if it has a comma"
+            )
     points = [_points(word) for word in parsed]
     if math.prod(points) > MOST_POINTS:
         counted = ", ".join(
@@ -80,10 +86,13 @@ def _points(word: Override) -> int:
     if not word.is_sweep_override():
         return 1
     if isinstance(value, RangeSweep):
-        first, last, step = (float(each or 0) for each in (value.start, value.stop, value.step))
-        if step == 0 or not all(map(math.isfinite, (first, last, step))):
-            raise ConfigError(f"{line}: expected a range with finite bounds and a step that is not 0")
-        count = max(0, math.ceil((last - first) / step))
+        try:
+            first, last, step = (float(each or 0) for each in (value.start, value.stop, value.step))
+            count = max(0, math.ceil((last - first) / step))
+        except (ArithmeticError, ValueError):  # no number, or beyond the range of floats
+            raise ConfigError(
+                f"{line}: expected a range with finite bounds, and a step that is not 0 and gives at most {MOST_POINTS:,} values"
+            ) from None
     elif isinstance(value, ChoiceSweep):
         count = len(value.list)
     elif isinstance(value, Glob):
@@ -143,6 +152,7 @@ def sweep(
         points[run] = list(job)
     for remark in remarked:
         console.warn(remark)
+    rundir.make(folder)
     for run in points:  # errors of an earlier sweep do not belong to this one
         (run / rundir.ERROR).unlink(missing_ok=True)
     interrupted: KeyboardInterrupt | None = None
@@ -159,6 +169,9 @@ def sweep(
             status = _one_by_one(command, folder, points)
         else:
             failure = failure_of(error)
+            if not jobs_of(folder):
+                rundir.unmake(folder)
+                raise failure from error
             console.error(failure.message)
             status = failure.exit_code
     status = max(status, _table(command, folder))

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from support.commands import refusal, require_words
 
+from kdcli.errors import ConfigError
+
 Refused = Callable[..., str]
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -28,6 +30,8 @@ FILES = {
     "experiment/chosen.yaml": "# @package _global_\ndefaults:\n  - override /hydra/launcher: nested\n",
     "experiment/packaged.yaml": "# @package _global_\ndefaults:\n  - /loss@hydra.callbacks: mine\n",
     "experiment/number.yaml": "# @package _global_\nhydra: 5\n",
+    "experiment/indirect.yaml": "# @package _global_\ndefaults:\n  - override /loss: launcher\n",
+    "loss/launcher.yaml": "# @package hydra.launcher\n_target_: os.getcwd\n",
     "loss/mine.yaml": f"# A loss\na: {COPY}\n",
 }
 
@@ -86,9 +90,41 @@ def test_hydra_creates_nothing_from_a_config_folder(
 
 
 def test_the_launcher_of_the_sweep_itself_is_checked(refused: Refused) -> None:
-    """Each point has the launcher that it is given by name, and Hydra takes that of the words that are not swept over: the config folder's."""
-    words = ["experiment=chosen", "hydra/launcher=basic,basic"]
-    require_words(refused(*words, multirun=True), "hydra.launcher.x._target_")
+    """No point has the option that is swept over, and Hydra composes the sweep without it: with that of the config folder."""
+    words = ["experiment=indirect", "loss=soft_hard,forward_kl"]
+    require_words(refused(*words, multirun=True), "hydra.launcher._target_", "'os.getcwd'")
+
+
+@pytest.mark.parametrize("word", ["hydra/launcher=basic,joblib", "hydra.run.dir=a,b", "hydra.sweep.dir=a,b"])
+def test_keys_of_the_sweep_are_not_swept_over(refused: Refused, word: str) -> None:
+    """Hydra ends in an error after the sweep's directory is made, and an empty table follows."""
+    require_words(refused(word, multirun=True), word)
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["seed=range(0,10,1e-320)", "trainer.epochs=range(-1e308,1e308,1)", f"seed=range(0,1{'0' * 400})", "seed=range(0,5,0)", "seed=range(0,5,nan)"],
+    ids=lambda word: word[:30],
+)  # fmt: skip
+def test_ranges_beyond_floats(refused: Refused, word: str) -> None:
+    """The number of points overflows, as a defect of kdcli."""
+    require_words(refused(word, multirun=True), word.partition("=")[0], "10,000")
+
+
+def test_a_sweep_whose_directory_cannot_be_made(refused: Refused, tmp_path: Path) -> None:
+    """Hydra's traceback, where a run has a message."""
+    path = tmp_path / "here.txt" / "sweep"
+    require_words(refused("seed=1,2", multirun=True, out=path), str(path), "--out")
+
+
+def test_a_sweep_that_hydra_refuses_has_no_table(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty table, and a page that is not written, stand after the only message that matters."""
+
+    def refuse(*_: object) -> int:
+        raise ConfigError("seed: give another one")
+
+    monkeypatch.setattr("kdcli.launch.sweep.run_hydra", refuse)
+    require_words(refused("seed=1,2", multirun=True), "seed")
 
 
 def test_a_folder_of_plugins_is_not_imported(refused: Refused, tmp_path: Path) -> None:
