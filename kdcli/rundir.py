@@ -188,6 +188,14 @@ def make(run: Path) -> None:
         raise ConfigError(f"the run directory {run} cannot be made ({error}); choose another --out") from None
 
 
+def unmake(sweep: Path) -> None:
+    """Remove the directory of a sweep without jobs, if `make` created it."""
+    with contextlib.suppress(OSError):
+        for folder in _made.pop(sweep, ()):
+            (folder / SWEEP).unlink(missing_ok=True)
+            folder.rmdir()
+
+
 def require_run(folder: Path) -> None:
     """Refuse a directory without a report that is no run of `kdcli distill`.
 
@@ -277,17 +285,26 @@ def resolvers(text: Any) -> list[str]:
 
 
 def _text(path: Path) -> str:
-    """Return the text of a YAML file that Hydra wrote. Large files are refused, and so are aliases, which can expand to gigabytes.
+    """Return the text of a YAML file that Hydra wrote: a mapping, or the list of overrides. Large files are refused, and so are aliases, which can
+    expand to gigabytes.
 
     Raises:
         ConfigError: the file is not such a file.
     """
     try:
-        if path.stat().st_size > LARGEST_RECORD:
+        if path.exists() and not path.is_file():  # a pipe may never deliver a byte
+            raise ValueError("it is not a regular file")
+        with path.open("rb") as stream:
+            data = stream.read(LARGEST_RECORD + 1)
+        if len(data) > LARGEST_RECORD:
             raise ValueError(f"more than {LARGEST_RECORD:,} bytes")
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=LOADER)):
-            raise ValueError("it has aliases, which kdcli does not write")
+        text, first = data.decode("utf-8"), None
+        for event in yaml.parse(text, Loader=LOADER):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it has aliases, which kdcli does not write")
+            first = event if first is None and isinstance(event, yaml.NodeEvent) else first
+        if isinstance(first, yaml.ScalarEvent):
+            raise ValueError("it is no mapping of keys to values")
         return text
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is damaged ({error}); {RESTORE}") from None
@@ -356,6 +373,15 @@ def recorded_choice(run: Path) -> tuple[dict[str, str], list[str]]:
         raise ConfigError(f"{path} is damaged (no choices, or no words of a command line); {RESTORE}")
     chosen = {str(group): name for group, name in choices.items() if isinstance(name, str)}
     return chosen, [word for word in words if isinstance(word, str)]
+
+
+def recorded_overrides(run: Path) -> list[str] | None:
+    """Return the overrides that Hydra recorded for a job; None: the record is missing or damaged."""
+    try:
+        words = yaml.load(_text(run / ".hydra" / "overrides.yaml"), LOADER)
+    except (ConfigError, ValueError, RecursionError, yaml.YAMLError):
+        return None
+    return [str(word) for word in words] if isinstance(words, list) else None
 
 
 def hardware_of(run: Path) -> list[str]:

@@ -70,10 +70,11 @@ def require_known_hydra_keys(typed: Iterable[Override]) -> None:
         if not re.match(r"hydra\b", key):
             continue
         if word.is_delete() or not OF_HYDRA.fullmatch(key) or "_target_" in line:
-            raise ConfigError(_not_settable(key))
+            raise ConfigError(not_settable(key))
 
 
-def _not_settable(key: str) -> str:
+def not_settable(key: str) -> str:
+    """Return the message for one of Hydra's own keys that only kdcli sets."""
     return (
         f"{abbreviated(key)}: there is no such key{suggest(key, SETTABLE)} (of Hydra's, {', '.join(SETTABLE)} and what is below "
         "hydra.launcher and hydra.sweeper can be given, but no _target_; kdcli sets the others itself)"
@@ -105,13 +106,16 @@ def own_options(command: str, typed: Iterable[Override]) -> list[Option]:
         return []
     options = read_options([folder, conf_dir()], chosen_options(typed))
     for option in options:
-        if option.package.partition(".")[0] == "hydra":
-            continue
         for key in option.keys:
-            path = ".".join(key)
-            if key[0] == "hydra" and len(key) > 1 and not OF_HYDRA.fullmatch(path):
-                raise ConfigError(f"{option.at(key)}: {_not_settable(path)}")
-            value = option.value(key)
+            path, value = ".".join(key), option.value(key)
+            if key[0] == "hydra":
+                if len(key) == 1 and not isinstance(value, dict | None):
+                    raise ConfigError(
+                        f"{option.at(key)}: hydra = {shown(value)}: expected a mapping of keys to values"
+                    )
+                if len(key) > 1 and not OF_HYDRA.fullmatch(path):
+                    raise ConfigError(f"{option.at(key)}: {not_settable(path)}")
+                continue
             if (
                 value is not None
                 and not isinstance(value, dict | str)

@@ -15,6 +15,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
@@ -33,6 +34,7 @@ from kdcli.files import require_name, user_path
 from kdcli.hub import PACKAGE
 from kdcli.launch.argv import is_sweep, override_value, quote_override
 from kdcli.launch.hydra_errors import VERSION_BASE, config_at_fault, hydra_errors, nearby_keys
+from kdcli.launch.hydra_node import node_problems
 from kdcli.launch.replay import hardware_overrides, replayed_overrides
 
 logger = logging.getLogger(__name__)
@@ -176,6 +178,7 @@ def expand_home(word: str) -> str:
 def make_importable(folder: Path) -> None:
     """Make modules in the user's folder importable, after all others, so that none of its files hides another module."""
     if str(folder) not in sys.path:
+        Plugins.instance()  # Hydra imports all modules of hydra_plugins, and a folder of that name is not to be among them
         sys.path.append(str(folder))
 
 
@@ -188,18 +191,7 @@ def compose_config(command: str, name: str, overrides: list[str], written: Mappi
     Raises:
         ConfigError: Hydra cannot compose it, the schema refuses it, or the task does not read a key that the user wrote.
     """
-    with hydra_errors(command, overrides), config_at_fault("the config cannot be composed"):
-        GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(str(conf_dir()), job_name="kdcli", version_base=VERSION_BASE):
-            try:
-                composed = hydra.compose(name, overrides, return_hydra_config=True)
-            except ValueError:
-                nothing = [key for key in config_groups() if override_value(overrides, key) == "null"]
-                if not nothing:
-                    raise
-                raise ConfigError(
-                    f"{nothing[0]}=null: a choice is needed; take one of those that kdcli list {nothing[0]} shows"
-                ) from None
+    composed = composed_with_hydra(command, name, overrides, written)
     if "hardware" in composed.hydra.runtime.choices:
         require_name(str(composed.hydra.runtime.choices.hardware), "hardware")
     describe = functools.partial(_located, written)
@@ -214,6 +206,35 @@ def compose_config(command: str, name: str, overrides: list[str], written: Mappi
             )
     if problems := [*map(describe, unread(config, written))]:
         raise ConfigError("\n  ".join(["the config is wrong:", *problems]))
+    return composed
+
+
+def composed_with_hydra(
+    command: str, name: str, overrides: list[str], written: Mapping[str, str]
+) -> DictConfig:
+    """Compose the config, including Hydra's own node, from which nothing is created that is no launcher or sweeper of Hydra. Its values are not
+    checked.
+
+    Args:
+        written: the keys that the user wrote, with their positions in files.
+
+    Raises:
+        ConfigError: Hydra cannot compose it, or its own node is not one that a user may give.
+    """
+    with hydra_errors(command, overrides), config_at_fault("the config cannot be composed"):
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(conf_dir()), job_name="kdcli", version_base=VERSION_BASE):
+            try:
+                composed = hydra.compose(name, overrides, return_hydra_config=True)
+            except ValueError:
+                nothing = [key for key in config_groups() if override_value(overrides, key) == "null"]
+                if not nothing:
+                    raise
+                raise ConfigError(
+                    f"{nothing[0]}=null: a choice is needed; take one of those that kdcli list {nothing[0]} shows"
+                ) from None
+        if problems := [_located(written, each) for each in node_problems(composed)]:
+            raise ConfigError("\n  ".join(problems))
     return composed
 
 

@@ -109,5 +109,5 @@ def _names(value: str, run: Path, typed: list[str]) -> bool:
         name.search(file.read_text(encoding="utf-8", errors="replace"))
         for group in groups
         for file in (folder / group).rglob("*.yaml")
-        if not file.resolve().is_relative_to(run.resolve())
+        if file.is_file() and not file.resolve().is_relative_to(run.resolve())
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,11 +14,9 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
 from kdcli import console, processes, rundir
 from kdcli.errors import ConfigError, ExitCode, KDError, abbreviated
@@ -27,9 +26,9 @@ from kdcli.launch.check import CheckOptions, run_check
 from kdcli.launch.choices import matches_glob
 from kdcli.launch.compose import (
     compose_config,
+    composed_with_hydra,
     config_remarks,
     config_tree,
-    override_words,
     require_parts,
     resolved_folder,
 )
@@ -50,6 +49,11 @@ def _axes(overrides: list[str]) -> list[list[str]]:
         ConfigError: an override has no values or uncountably many, or the sweep has more than `MOST_POINTS` points.
     """
     parsed = parse_overrides(overrides)
+    for word in parsed:
+        if word.is_sweep_override() and re.match(r"hydra\b", word.key_or_group):
+            raise ConfigError(
+                f"{abbreviated(str(word.input_line))}: a sweep has one value of {word.key_or_group}; give one, in quotes if it has a comma"
+            )
     points = [_points(word) for word in parsed]
     if math.prod(points) > MOST_POINTS:
         counted = ", ".join(
@@ -82,10 +86,13 @@ def _points(word: Override) -> int:
     if not word.is_sweep_override():
         return 1
     if isinstance(value, RangeSweep):
-        first, last, step = (float(each or 0) for each in (value.start, value.stop, value.step))
-        if step == 0 or not all(map(math.isfinite, (first, last, step))):
-            raise ConfigError(f"{line}: expected a range with finite bounds and a step that is not 0")
-        count = max(0, math.ceil((last - first) / step))
+        try:
+            first, last, step = (float(each or 0) for each in (value.start, value.stop, value.step))
+            count = max(0, math.ceil((last - first) / step))
+        except (ArithmeticError, ValueError):  # no number, or beyond the range of floats
+            raise ConfigError(
+                f"{line}: expected a range with finite bounds, and a step that is not 0 and gives at most {MOST_POINTS:,} values"
+            ) from None
     elif isinstance(value, ChoiceSweep):
         count = len(value.list)
     elif isinstance(value, Glob):
@@ -97,17 +104,6 @@ def _points(word: Override) -> int:
     if count == 0:
         raise ConfigError(f"{line}: it has no values; give at least one")
     return count
-
-
-def _require_sweeper(composed: DictConfig) -> None:
-    """Raise ConfigError for settings with which Hydra's sweeper or launcher would start no job."""
-    size, jobs = composed.hydra.sweeper.get("max_batch_size"), composed.hydra.launcher.get("n_jobs")
-    if size is not None and size < 1:
-        raise ConfigError(f"hydra.sweeper.max_batch_size = {size}: expected at least 1, or null")
-    if jobs is not None and jobs == 0:
-        raise ConfigError(
-            "hydra.launcher.n_jobs = 0: expected at least 1, or -1 for as many as there are cores"
-        )
 
 
 def sweep(
@@ -125,13 +121,20 @@ def sweep(
     axes = _axes(overrides)
     if check is not None:
         return _check_jobs(command, name, axes, written, check)
+    words = [
+        f"{axis[0].partition('=')[0]}={','.join(word.partition('=')[2] for word in axis)}"
+        if "glob(" in word
+        else word
+        for axis, word in zip(axes, overrides, strict=True)
+    ]
+    # Hydra creates its launcher and its sweeper from what the other words compose than those that are swept over
+    fixed = [word for word in words if not parse_overrides([word])[0].is_sweep_override()]
+    composed_with_hydra(command, name, fixed, written)
     points: dict[Path, list[str]] = {}
     remarked: dict[str, None] = {}
     for index, job in enumerate(itertools.islice(itertools.product(*axes), MOST_JOBS)):
         composed = compose_config(command, name, list(job), written)
         remarked |= dict.fromkeys(config_remarks(command, composed))
-        if index == 0:
-            _require_sweeper(composed)
         OmegaConf.set_readonly(composed, False)
         composed.hydra.job.num = index
         HydraConfig.instance().set_config(composed)
@@ -149,14 +152,9 @@ def sweep(
         points[run] = list(job)
     for remark in remarked:
         console.warn(remark)
+    rundir.make(folder)
     for run in points:  # errors of an earlier sweep do not belong to this one
         (run / rundir.ERROR).unlink(missing_ok=True)
-    words = [
-        f"{axis[0].partition('=')[0]}={','.join(word.partition('=')[2] for word in axis)}"
-        if "glob(" in word
-        else word
-        for axis, word in zip(axes, overrides, strict=True)
-    ]
     interrupted: KeyboardInterrupt | None = None
     before = processes.children()
     try:
@@ -171,6 +169,9 @@ def sweep(
             status = _one_by_one(command, folder, points)
         else:
             failure = failure_of(error)
+            if not jobs_of(folder):
+                rundir.unmake(folder)
+                raise failure from error
             console.error(failure.message)
             status = failure.exit_code
     status = max(status, _table(command, folder))
@@ -261,11 +262,7 @@ def _page(folder: Path) -> None:
 
 def _row(job: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """Return the table row of a job: its overrides with the result that `read` returns, or the reason why there is none."""
-    try:
-        words = override_words(OmegaConf.load(job / ".hydra" / "overrides.yaml"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException):
-        words = []
-    row = {"overrides": " ".join(words), "exit_code": ExitCode.DONE}
+    row = {"overrides": " ".join(rundir.recorded_overrides(job) or []), "exit_code": ExitCode.DONE}
     try:
         return row | (rundir.read_error(job) if (job / rundir.ERROR).is_file() else read(job))
     except ConfigError as error:

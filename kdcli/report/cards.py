@@ -87,7 +87,11 @@ def model_card(report: Report, extra: Mapping[str, Any]) -> str:
 def card_data(folder: Path) -> dict[str, Any]:
     """Return `license`, `language` (a list), `base_model` and `datasets` in the front matter of a model directory's README.md; those that it names."""
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")[:LARGEST_FRONT]
+        card = folder / "README.md"
+        if not card.is_file():  # a pipe may never deliver a byte
+            return {}
+        with card.open(encoding="utf-8", errors="replace") as stream:
+            text = stream.read(LARGEST_FRONT)
         front = re.match(r"\s*---[ \t]*\n(.*?)\n---", text, re.DOTALL)
         tree = yaml.safe_load(front[1]) if front else None
     except (OSError, RecursionError, yaml.YAMLError):

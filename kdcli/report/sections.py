@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from kdcli.errors import ConfigError
+from kdcli.files import read_json
 from kdcli.numbers import format_items, format_number, truncate_text
 from kdcli.report.outcome import under_tuned
-from kdcli.rundir import HYDRA
+from kdcli.rundir import recorded_overrides
 from kdcli.tasks.presentation import PERCENT, Report, outcome_of
 
 SHAPE = (
@@ -34,7 +33,7 @@ GROUPS = (
 
 def facts(run: Path, report: Report, metrics: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     """Yield lines on what was trained and how, as far as the run directory states it."""
-    words = _typed(run)
+    words = recorded_overrides(run)
     if words is not None:
         yield "command", shlex.join(["kdcli", "distill", *words])
     if shape := _shape(run / "student" / "config.json"):
@@ -70,22 +69,11 @@ def _fidelity(fidelity: Mapping[str, Any]) -> str:
     return f"KL {divergence:.5f} nats from itself without quantization, the same prediction at {agreement:.1%} of the validation positions"
 
 
-def _typed(run: Path) -> list[str] | None:
-    """Return the keys that were typed; None: there is no record of them."""
-    try:
-        words = yaml.safe_load((run / HYDRA.parent / "overrides.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return None
-    return [str(word) for word in words] if isinstance(words, list) else None
-
-
 def _shape(path: Path) -> str:
     """Return the architecture in a model's config.json; "" if it tells none."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return ""
-    if not isinstance(config, dict):
+        config = read_json(path, dict[str, Any], "")
+    except ConfigError:
         return ""
     sizes = [
         f"{next(config[key] for key in keys if isinstance(config.get(key), int)):,} {name}"

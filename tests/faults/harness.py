@@ -166,8 +166,11 @@ def _seconds_of_children() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def require_clean(outcome: Outcome, codes: Collection[int] = (0, 2, 3)) -> None:
+def require_clean(outcome: Outcome, codes: Collection[int] = (0, 2, 3), own_class: bool = False) -> None:
     """The outcome is one that a user can act on: an expected exit code, and one bounded message if it is an error.
+
+    Args:
+        own_class: a class of the user's own raises, so that the message of an unexpected exception is right.
 
     Raises:
         AssertionError
@@ -175,6 +178,7 @@ def require_clean(outcome: Outcome, codes: Collection[int] = (0, 2, 3)) -> None:
     said = f"{outcome.command}\nexit code {outcome.code}\n{outcome.err[-4000:]}"
     assert "Traceback (most recent call last)" not in outcome.err + outcome.out, f"a traceback: {said}"
     assert outcome.code in codes, f"an unexpected exit code: {said}"
+    assert own_class or "defect of kdcli" not in outcome.err + outcome.out, f"an unexpected exception: {said}"
     messages = re.findall(r"^(?:error:|Usage: )", outcome.err, re.MULTILINE)
     if outcome.code == 2:
         sweep = re.search(r" (-m|--multirun)\b", outcome.command)  # each of its points has a message

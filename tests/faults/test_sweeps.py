@@ -88,7 +88,7 @@ def test_a_point_that_fails_takes_no_other_with_it(
     """A night's sweep that ends at its second point, in a traceback, without a table."""
     words = [*options, f"loss.soft_label.how={','.join(ways)}"]
     outcome = run_here(words, tmp_path)
-    require_clean(outcome, codes=[1])
+    require_clean(outcome, codes=[1], own_class=True)
     found = dict(zip(ways, rows(tmp_path), strict=True))
     assert {way: row.get("exit_code", 0) for way, row in found.items()} == {
         way: int(way != "none") for way in ways
@@ -121,7 +121,7 @@ def test_a_process_of_a_launcher_that_is_killed_takes_no_point_with_it(
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "loss.soft_label.how=none,killed,raises"]
     outcome = run_process([*options, *words, "trainer.epochs=1"], tmp_path, timeout=400)
-    require_clean(replace(outcome, seconds=0), codes=[1])  # of several processes
+    require_clean(replace(outcome, seconds=0), codes=[1], own_class=True)  # of several processes
     found = rows(tmp_path)
     assert [row.get("exit_code", 0) for row in found] == [0, 1, 1], outcome.err
     assert "SIGKILL" in found[1]["message"]
@@ -135,7 +135,7 @@ def test_an_unexpected_exception_is_one_message(options: list[str], tmp_path: Pa
     options.remove("hydra.sweep.dir=sweep")
     words = [*options, "loss.soft_label.how=raises", "hydra.run.dir=run"]
     outcome = run_here(words, tmp_path)
-    require_clean(outcome, codes=[1])
+    require_clean(outcome, codes=[1], own_class=True)
     assert "RuntimeError: the tensors do not fit" in outcome.err
     assert str(tmp_path / "run" / "error.log") in outcome.err
     os.environ["KDCLI_DEBUG"] = "1"
