@@ -138,7 +138,7 @@ def inspect(given: str, keys: Mapping[str, Any]) -> Inspection:
     path = user_path(given)
     if keys.get("source") and keys.get("target") and is_parallel(_config({"path": given, **keys}), given):
         return _verified([path], {"path": given, "format": "parallel", **keys}, [], None)
-    if not keys and (pair := _parallel(path)):
+    if not keys and os.path.lexists(path) and (pair := _parallel(path)):
         with contextlib.nullcontext() if pair.is_sure else contextlib.suppress(DataError):
             own = {
                 "path": pair.path_as(given),

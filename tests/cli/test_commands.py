@@ -970,7 +970,7 @@ def test_export_refuses_what_is_no_finished_run(tmp_path: Path, capsys: pytest.C
     require_words(require_one_message(capsys.readouterr().err), str(tmp_path), "run directory")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     assert launch("export", []) == 2
-    require_words(require_one_message(capsys.readouterr().err), "run", "value")
+    require_words(require_one_message(capsys.readouterr().err), "run", "kdcli export RUN")
 
 
 def test_sweep_ends_with_a_table(

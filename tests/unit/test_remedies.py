@@ -59,6 +59,7 @@ EXCUSED = {
     "config/check.py: _refuse": _LISTS,
     "config/components.py: build": _LISTS,
     "data/raw_rows.py: value_at": _ROW,
+    "data/json_files.py: _under_a_key": "SeveralKeysError names dataset.field=",
     "data/reading.py: _format": "the table _OTHER has what to do with each kind of file",
     "data/reading.py: decide": "the table _TEXTS has what to do with each kind of file",
     "distributed.py: _Peers._failed": "it forwards the message of a process, or says that the same command continues",
