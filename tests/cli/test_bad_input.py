@@ -284,7 +284,7 @@ def text(change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
     ("write", "overrides", "words"),
     [
         (rows(lambda r: r), ["dataset.label=lable"], ("data.csv", "'lable'", "label", "columns", "text")),
-        (rows(lambda r: [*r, ("  ", "bad")]), [], ("data.csv", "row 201", "text", "empty")),
+        (rows(lambda r: [*r, ("  ", "bad")]), [], ("data.csv", "line 202", "text", "empty")),
         (
             rows(lambda r: [(t, "") for t, _ in r]),
             [],
