@@ -225,10 +225,14 @@ class Pair:
 
 def _parallel(path: Path) -> Pair | None:
     """Return the parallel text files of which a path is the first one, or which its folder holds alone; None: it is something else."""
-    siblings = [file for file in data_files(path if path.is_dir() else path.parent) if file.is_file()]
+    if not path.is_file() and not path.is_dir():
+        return None
+    siblings: list[Path] = []
+    with contextlib.suppress(PermissionError):
+        siblings += (file for file in data_files(path if path.is_dir() else path.parent) if file.is_file())
     if path.is_dir():
         return _pair(*siblings) if len(siblings) == 2 else None
-    pairs = [pair for other in siblings if path.is_file() and other != path and (pair := _pair(path, other))]
+    pairs = [pair for other in siblings if other != path and (pair := _pair(path, other))]
     return pairs[0] if len(pairs) == 1 else None
 
 

@@ -309,7 +309,7 @@ def test_a_column_of_scores_beside_two_texts_is_named(init: Init) -> None:
     require_words(done.output, "'score'", "regression", "dataset.source=a")
 
 
-@pytest.mark.parametrize("given", ["nowhere.csv", "nowhere*.csv"])
+@pytest.mark.parametrize("given", ["nowhere.csv", "nowhere*.csv", "nowhere/here.txt"])
 def test_a_file_that_is_not_there(given: str, init: Init) -> None:
     """A pattern that is taken for the name of a file, whose message names keys that the user has not typed."""
     done = init(given)
