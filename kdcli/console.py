@@ -30,7 +30,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from kdcli.errors import bounded, printable
+from kdcli.errors import bounded, printable, without_environment
 
 out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
@@ -107,8 +107,8 @@ def _print(console: Console, message: str, head: str = "", head_style: str = "",
 
 
 def say(message: str, style: str = "") -> None:
-    """Print a result to stdout, wrapped at words in a terminal and verbatim in a pipe."""
-    _print(out, message, style=style)
+    """Print a result to stdout, wrapped at words in a terminal and verbatim in a pipe, without values of environment variables."""
+    _print(out, without_environment(message), style=style)
 
 
 def write(part: str) -> None:
@@ -174,7 +174,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     """
     if _silent:
         return
-    rows = [[printable(cell).replace("\n", "\\n") for cell in row] for row in rows]
+    rows = [[printable(without_environment(cell)).replace("\n", "\\n") for cell in row] for row in rows]
     right = [all(_NUMBER.match(row[i]) for row in rows) for i in range(len(columns))]
     if _interactive(out):
         heading = Text(title, "bold not italic") if title else None

@@ -35,7 +35,7 @@ WINDOW = 20_000
 """Characters at both ends of a long text that are searched for secrets; fewer than half of them are shown."""
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 SECRET = re.compile(
-    r"""(?<![A-Za-z0-9_-])(?:
+    r"""(?:(?<![A-Za-z0-9_-])|(?<=\A--)|(?<=[\s'"]--))(?:                                            # not inside a word; as an option
         sk-(?:ant|proj|svcacct|or|live|test)[A-Za-z0-9_-]{12,} | sk-[A-Za-z0-9]{16,}          # OpenAI, Anthropic and others like them
       | (?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{12,}
       | (?:hf|ghp|gho|ghu|ghs|ghr|gsk|npm|r8|pypi)_[A-Za-z0-9]{16,} | github_pat_\w{16,} | glpat-[\w-]{16,} | nvapi-[\w-]{16,}
@@ -61,6 +61,8 @@ HIDDEN = "<secret>"
 """The replacement of a secret in a message."""
 SHORTEST = 4
 """The fewest characters of an environment variable's value that messages hide."""
+SHORTEST_OF_RESULT = 8
+"""The fewest characters of such a value that results hide: a shorter one may be a word of the result itself."""
 _from_environment: dict[str, str] = {}
 
 
@@ -90,6 +92,16 @@ def redacted(text: str) -> str:
         lambda match: f"{match['before'] or match['query']}{HIDDEN}{'@' if match['before'] else ''}", text
     )
     return _ASSIGNED.sub(lambda match: match["name"] + HIDDEN, text)
+
+
+def without_environment(text: str) -> str:
+    """Remove values of environment variables from a result. A number and the name of a JSON key are kept, so that JSON remains valid."""
+    for value in sorted(_from_environment, key=len, reverse=True):
+        if len(value) >= SHORTEST_OF_RESULT and not re.fullmatch(r"[-+.\deE]+", value):
+            text = re.sub(
+                re.escape(value) + r'(?!\w*":)', lambda _, value=value: _from_environment[value], text
+            )
+    return text
 
 
 class _Short(reprlib.Repr):

@@ -72,6 +72,10 @@ def remarks(config: Distill) -> list[str]:
             warnings.append(
                 f"{key}.max_grad_norm = {trainer.max_grad_norm:g}: gradients are scaled down to almost nothing; 0 turns this off"
             )
+    if config.student.arguments.get("dropout") == 1:
+        warnings.append(
+            "student.dropout = 1: every activation is dropped during training; the model learns nothing from its input"
+        )
     datasets = {"dataset": config.dataset}
     datasets |= {
         f"stages.{name}.dataset": stage.dataset for name, stage in config.stages.items() if stage.dataset
@@ -87,6 +91,10 @@ def remarks(config: Distill) -> list[str]:
     }
     for key, term in losses.items():
         temperature = term.arguments.get("temperature")
+        if 0 < term.weight < 1e-8:
+            warnings.append(
+                f"{key}.weight = {term.weight:g}: the gradient of this loss is scaled down to almost nothing; 0 turns it off"
+            )
         if isinstance(temperature, int | float) and term.weight > 0 and temperature < 1e-2:
             warnings.append(
                 f"{key}.temperature = {temperature:g}: each distribution is reduced to its most likely class; there is almost no gradient"

@@ -20,6 +20,10 @@ KEY_PREFIX = re.compile(
     re.IGNORECASE,
 )
 """Prefixes of API keys that no ordinary value has."""
+IN_REQUEST = re.compile(r"teacher\.parameters\.\w*(headers|query)\.")
+"""The keys of headers and of parts of an address, whose values are short words."""
+RANDOM = re.compile(r"(?=[A-Za-z0-9]*\d)[A-Za-z0-9]{28,}")
+"""A word that is randomly generated, longer than the ids of organizations and projects."""
 
 
 def secret_in(key: str, value: Any) -> str | None:
@@ -43,6 +47,8 @@ def secret_in(key: str, value: Any) -> str | None:
         return None
     if key.startswith("teacher.") and SENSITIVE.fullmatch(name):
         return f"{key}: a value of that name is a secret, which the run directory would keep; {remedy}"
+    if IN_REQUEST.match(key) and RANDOM.search(text):
+        return f"{key}: its value looks like a key, which the run directory would keep; {remedy}"
     if looks_secret(text) or (key.startswith("teacher.parameters") and KEY_PREFIX.match(text)):
         return (
             f"{key}: its value looks like a key or a password, which the run directory would keep; {remedy}"

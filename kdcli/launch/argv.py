@@ -10,9 +10,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString
 
 from kdcli.config import renamed
-from kdcli.config.check import holds_mapping
+from kdcli.config.check import annotation_at, holds_mapping
 from kdcli.config.paths import conf_dir, user_conf_dir
 from kdcli.config.schema import COMMANDS
+from kdcli.config.types import Section
 from kdcli.config.yaml_files import UNUSABLE, Option, read_options
 from kdcli.errors import ConfigError, abbreviated, shown, suggest
 from kdcli.launch.choices import matches_glob
@@ -104,8 +105,13 @@ def own_options(command: str, typed: Iterable[Override]) -> list[Option]:
     folder = user_conf_dir()
     if folder is None:
         return []
+    typed = list(typed)
     options = read_options([folder, conf_dir()], chosen_options(typed))
+    direct = chosen_options(word for word in typed if word.package is None)
     for option in options:
+        name = option.document.path.relative_to(folder).with_suffix("").as_posix()
+        if name in direct and (problem := _package_problem(COMMANDS[command], option)):
+            raise ConfigError(problem)
         for key in option.keys:
             path, value = ".".join(key), option.value(key)
             if key[0] == "hydra":
@@ -125,6 +131,22 @@ def own_options(command: str, typed: Iterable[Override]) -> list[Option]:
                     f"{option.at(key)}: {path} = {shown(value)}: expected a mapping of keys to values"
                 )
     return options
+
+
+def _package_problem(schema: type[Section], option: Option) -> str | None:
+    """Return what is wrong with the place to which an option's keys go; None: it is a section of the config, or its top level."""
+    path = tuple(filter(None, option.package.split(".")))
+    if not path or path[0] == "hydra":
+        return None
+    first = renamed.key_name(path[0])
+    if first in schema.model_fields and (
+        len(path) == 1 or holds_mapping(schema, path) or annotation_at(schema, path) is None
+    ):
+        return None
+    return (
+        f"{option.document.path}, line 1, column 1: its keys would go to {option.package}, which is no section of the config; write the header "
+        "# @package _global_, or that of a section, into the first line"
+    )
 
 
 def written_keys(

@@ -74,7 +74,7 @@ def read_config_file(path: Path, schema: type[Section]) -> ConfigFile:
             f"{document.at('defaults')}: a file that is named has no defaults list; choose options as keys (teacher: minilm), or put the file into a "
             "config folder (--config-dir)"
         )
-    words = list(_overrides(document, schema, (), (), tree))
+    words = list(_overrides(document, schema, (), (), tree)) if tree else []
     for word, where in words:
         try:
             require_known_hydra_keys(parse_overrides([word]))
@@ -103,6 +103,10 @@ def _overrides(
         and (is_section or all(_NAME.fullmatch(str(name)) for name in value))
     ):
         for name, inner in value.items():
+            if is_section and (not isinstance(name, str) or "" in name.split(".")):
+                raise ConfigError(
+                    f"{document.at(*place, str(name))}: {shown(name)} is no key; write the name of one (kdcli keys shows all), in quotes if it is a number"
+                )
             parts = str(name).split(".") if is_section else [str(name)]
             yield from _overrides(document, schema, (*key, *parts), (*place, str(name)), inner)
     elif len(key) == 1 and path in config_groups():

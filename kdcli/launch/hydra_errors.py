@@ -158,9 +158,29 @@ def _short(command: str, overrides: list[str], error: Exception) -> str:
     if any(key in text or key.rpartition(".")[2] in text for key in unknown):
         lines = [f"{key}: there is no such key{index.suggest_keys(key, valid)}" for key in unknown]
         return "\n  ".join(lines) + " (kdcli keys shows all)"
+    if unresolved := re.match(r"Error resolving interpolation '(\$\{[^']*\})'", text):
+        removed = [word.lstrip("~") for word in overrides if word.startswith("~")]
+        if unresolved[1][2:-1] in removed:
+            group = unresolved[1][2:-1]
+            return f"~{group}: a choice is needed; take one of those that kdcli list {group} shows"
+        return f"{_place_of(unresolved[1])}{unresolved[1]}: there is no such group; name one of those that kdcli list shows, or an option"
+    if text.startswith("Error merging override"):
+        return f"{text}: expected a value of another type; give one, or leave the override out"
     return text.removesuffix(
         "Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
     ).strip()
+
+
+def _place_of(text: str) -> str:
+    """Return the position of a text in the user's config folder, as `FILE, line 3: `; empty: it stands in none of its files."""
+    folder = user_conf_dir()
+    for file in sorted(folder.rglob("*.yaml")) if folder is not None else ():
+        if file.is_file():
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+            for number, line in enumerate(lines, start=1):
+                if text in line:
+                    return f"{file}, line {number}: "
+    return ""
 
 
 def config_leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

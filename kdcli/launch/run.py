@@ -163,6 +163,8 @@ def _launch(
         for each in value.split(",") if "${" not in value else ():
             if problem := secret_in(key.replace("/", "."), each.strip("'\"[] ")):
                 raise ConfigError(problem)
+    if out is not None and (problem := secret_in("--out", str(out))):
+        raise ConfigError(problem)
     if resolve and not cfg:
         raise ConfigError("--resolve goes with --cfg job")
     for option, chosen, allowed in (("--cfg", cfg, CFG), ("--info", info, INFO)):

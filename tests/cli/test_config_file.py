@@ -208,3 +208,24 @@ def test_a_run_of_a_file(
     assert launch("distill", [str(file), "seed=1,2"], multirun=True, out=tmp_path / "sweep") == 0
     reports = [tmp_path / "sweep" / name / "report.json" for name in "01"]
     assert all(report.is_file() for report in reports)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n"])
+def test_a_file_without_keys_sets_none(composed: Composed, tmp_path: Path, text: str) -> None:
+    """A file whose keys are all commented out is answered with a key that nobody wrote."""
+    (tmp_path / "own.yaml").write_text(text)
+    assert composed(str(tmp_path / "own.yaml")) == composed()
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [("'': 1\n", "''"), ("1: 2\n", "1"), ("trainer:\n  2: 1\n", "2"), ("trainer..x: 1\n", "'trainer..x'")],
+)
+def test_keys_that_are_no_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, key: str
+) -> None:
+    """The message quotes an override that nobody wrote."""
+    (tmp_path / "own.yaml").write_text(text)
+    message = refusal(capsys, "distill", [str(tmp_path / "own.yaml")])
+    require_words(message, "own.yaml", f"line {len(text.splitlines())}", key, "kdcli keys")
+    assert "++" not in message

@@ -152,3 +152,32 @@ def test_settings_of_joblib(refused: Refused, word: str) -> None:
     words = ["seed=1,2", "hydra/launcher=joblib", f"hydra.launcher.{word}"]
     key, _, value = word.partition("=")
     require_words(refused(*words, multirun=True), f"hydra.launcher.{key}", value)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("# @package nope\na: 1\n", ["nope", "line 1", "# @package _global_"]),
+        ("# @package trainer.epochs\na: 1\n", ["trainer.epochs", "line 1", "# @package _global_"]),
+        ("seed: 1\n", ["experiment", "line 1", "# @package _global_"]),
+        ("", ["experiment", "line 1", "# @package _global_"]),
+        (
+            "# @package _global_\ndefaults:\n  - override /teacher: ${nope}\n",
+            ["${nope}", "line 3", "kdcli list"],
+        ),
+    ],
+)
+def test_an_option_whose_keys_go_nowhere(
+    refused: Refused, tmp_path: Path, text: str, named: list[str]
+) -> None:
+    """A message that names a key which no file has, and no file."""
+    (tmp_path / "mine" / "experiment" / "placed.yaml").write_text(text)
+    require_words(refused("experiment=placed"), "placed.yaml", *named)
+
+
+@pytest.mark.parametrize(
+    ("word", "named"), [("hydra.run.dir=null", "give"), ("~dataset", "kdcli list dataset")]
+)
+def test_words_that_hydra_cannot_merge(refused: Refused, word: str, named: str) -> None:
+    """Hydra's own sentence, which says nothing of what to do."""
+    require_words(refused(word), word, named)

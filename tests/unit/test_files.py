@@ -154,3 +154,16 @@ def test_lines_of_a_killed_process(tmp_path: Path, caplog: pytest.LogCaptureFixt
     require_words(caplog.text, "lines.jsonl", "1 damaged", "line 3")
     with pytest.raises(ConfigError, match=naming("lines.jsonl", "damaged", "line 3", "restore it")):
         read_jsonl(path, Record, "restore it")
+
+
+def test_a_file_is_on_the_disk_before_it_replaces_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a loss of power the new name has an empty file, and the old one is gone."""
+    steps: list[str] = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr("os.fsync", lambda descriptor: (steps.append("sync"), sync(descriptor))[1])
+    monkeypatch.setattr("os.rename", lambda *names: (steps.append("replace"), replace(*names))[1])
+    with replaced(tmp_path / "record.json") as temporary:
+        temporary.write_text("{}")
+    assert steps == ["sync", "replace", "sync"]

@@ -155,6 +155,8 @@ def test_keys_that_the_task_does_not_read(dataset: dict[str, Any], key: str, wro
         ("teacher.trainer.dropout", 1),
         ("loss.soft.temperature", 1e-30),
         ("loss.soft.temperature", 1e5),
+        ("loss.soft.weight", 1e-30),
+        ("student.dropout", 1),
     ],
 )
 def test_what_is_of_no_use_is_a_warning(key: str, value: float) -> None:
