@@ -98,9 +98,8 @@ def without_environment(text: str) -> str:
     """Remove values of environment variables from a result. A number and the name of a JSON key are kept, so that JSON remains valid."""
     for value in sorted(_from_environment, key=len, reverse=True):
         if len(value) >= SHORTEST_OF_RESULT and not re.fullmatch(r"[-+.\deE]+", value):
-            text = re.sub(
-                re.escape(value) + r'(?!\w*":)', lambda _, value=value: _from_environment[value], text
-            )
+            hidden = _from_environment[value].replace("\\", r"\\")  # as a template of re.sub
+            text = re.sub(re.escape(value) + r'(?!\w*":)', hidden, text)
     return text
 
 

@@ -136,11 +136,11 @@ def _setting_problems(key: str, plugin: Any, settings: DictConfig) -> Iterator[s
     parameters = inspect.signature(plugin).parameters
     open_ended = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     names = list(allowed or parameters)
-    for name, value in settings.items():
+    for name, value in ((str(name), value) for name, value in settings.items()):
         if name == "_target_":
             continue
         if name not in names and (allowed is not None or not open_ended):
-            remedy = suggest(str(name), names) or f"; it has {listed(names) if names else 'none'}"
+            remedy = suggest(name, names) or f"; it has {listed(names) if names else 'none'}"
             yield f"{key}.{name}: {plugin.__name__} has no such key{remedy}"
-        elif allowed is not None and not re.fullmatch(allowed[str(name)][0], str(value)):
-            yield f"{key}.{name} = {shown(value)}: expected {allowed[str(name)][1]}"
+        elif allowed is not None and not re.fullmatch(allowed[name][0], str(value)):
+            yield f"{key}.{name} = {shown(value)}: expected {allowed[name][1]}"
