@@ -259,8 +259,8 @@ def require_trust(run: Path, what: str, does: str) -> None:
 
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Iterate over the keys and values of plain data at any depth."""
-    if isinstance(tree, Mapping):
+    """Iterate over the keys and values of plain data at any depth; an empty mapping is a value."""
+    if isinstance(tree, Mapping) and tree:
         for key, value in tree.items():
             yield from leaves(value, f"{path}.{key}".lstrip("."))
     elif isinstance(tree, list):

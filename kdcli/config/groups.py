@@ -45,7 +45,7 @@ def require_group(group: str) -> None:
     groups = config_groups()
     if group not in groups:
         raise ConfigError(
-            f"there is no group {abbreviated(group)}{suggest(group, groups)}; expected one of {listed(groups)} (kdcli list shows all)"
+            f"there is no group {abbreviated(group)}{suggest(group, groups)}; expected one of {listed(groups)}"
         )
 
 

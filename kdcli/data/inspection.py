@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import json
-import logging
 import os
 import re
 import shlex
@@ -28,6 +27,7 @@ from kdcli.data.readers import (
     read_file,
     read_parallel,
     require_data_file,
+    without_messages,
 )
 from kdcli.data.reading import Reading, decide, start_of
 from kdcli.data.sources import (
@@ -280,7 +280,7 @@ def _read_columns(
     schema = AllColumns(_config({"path": given, **reads}))
 
     try:
-        with _without_messages():
+        with without_messages():
             split, reading = read_file(schema, path, given, most=SAMPLE)
     except SeveralKeysError as error:
         return _under_a_key(path, given, keys, error)
@@ -361,18 +361,6 @@ def _require_one_column(given: str, name: str, rows: Sequence[str]) -> None:
                 f"{given}: its lines are read as one column {shown(name)}, but {shown(sign)} divides them into {count + 1} fields{above}; write tabs between the "
                 "fields, or give dataset.delimiter with the character that stands there"
             )
-
-
-@contextlib.contextmanager
-def _without_messages() -> Iterator[None]:
-    """Hold back what reading a file says: the file is read again with the columns of its task, which says it."""
-    logger = logging.getLogger("kdcli.data")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _is_array(path: Path, first: bytes = b"") -> bool:

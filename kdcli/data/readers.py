@@ -149,16 +149,24 @@ def is_tagged(cfg: DatasetConfig, file: DataFile) -> bool:
     head = file.head()
     complete = start_of(head).splitlines(keepends=True)[: -1 if len(head) == HEAD else None]
     keys = {key: value for key in KEYS_OF_LINES if (value := getattr(cfg, key)) is not None}
-    logger = logging.getLogger("kdcli.data.tagged")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
         conll = DatasetConfig.model_validate({"path": str(file.path), "format": "conll", **keys})
-        return looks_tagged(conll, file.path, complete, file.suffix in TEXT_SUFFIXES)
+        with without_messages():
+            return looks_tagged(conll, file.path, complete, file.suffix in TEXT_SUFFIXES)
     except ValueError:  # keys that words with tags do not have
         return False
+
+
+@contextlib.contextmanager
+def without_messages() -> Iterator[None]:
+    """Hold back what a first reading logs: the file is read again, and logs it then."""
+    readers = logging.getLogger("kdcli.data")
+    level = readers.level
+    readers.setLevel(logging.ERROR)
+    try:
+        yield
     finally:
-        logger.setLevel(level)
+        readers.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -104,8 +104,8 @@ def require_texts(words: Sequence[str]) -> None:
         key, equals, _ = word.partition("=")
         if equals and key.removeprefix("dataset.") in InputFile.model_fields:
             raise ConfigError(
-                f"{shown(word)} says how a file of inputs is read, and no file is given; give the file before it, or leave it out (a text that "
-                "begins so is read from stdin: -)"
+                f"{shown(word)} says how a file of inputs is read, and no file is given; give the file before it, or leave it out (give a text "
+                "that begins like this on stdin: -)"
             )
 
 

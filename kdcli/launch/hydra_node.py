@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kdcli.config.paths import user_conf_dir
 from kdcli.errors import listed, shown, suggest
 from kdcli.launch.argv import not_settable
+from kdcli.rundir import leaves
 
 NO_LOGGING = {"version": 1, "root": None, "disable_existing_loggers": False}
 FIXED: Mapping[str, Any] = {
@@ -81,7 +82,7 @@ def _plugin_problems(node: DictConfig, name: str, kind: Any) -> Iterator[str]:
     if not isinstance(raw, dict) or not isinstance(raw.get("_target_"), str):
         yield f"{key} = {shown(raw)}: expected the class of a {name} of Hydra; {remedy}"
         return
-    nested = [path for path, _ in _leaves(raw, key) if path.rpartition(".")[2].startswith("_")]
+    nested = [path for path, _ in leaves(raw, key) if path.rpartition(".")[2].startswith("_")]
     if wrong := [path for path in nested if path != f"{key}._target_"]:
         yield f"{wrong[0]}: Hydra would create an object from it; remove it"
         return
@@ -90,7 +91,7 @@ def _plugin_problems(node: DictConfig, name: str, kind: Any) -> Iterator[str]:
     if chosen is None or _is_own(chosen):
         yield f"{key}._target_ = {shown(raw['_target_'])}: it is no {name} of Hydra that is installed; {remedy}"
         return
-    for path, value in _leaves(raw, key):
+    for path, value in leaves(raw, key):
         if (
             isinstance(value, str)
             and "${" in value
@@ -105,18 +106,6 @@ def _is_own(plugin: Any) -> bool:
     """Return whether a class comes from the user's config folder and not from an installed package."""
     folder = user_conf_dir()
     return folder is not None and Path(inspect.getfile(plugin)).resolve().is_relative_to(folder.resolve())
-
-
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Iterate over the values at any depth, with their keys; the path to an item of a list has its index."""
-    if isinstance(value, Mapping | list):
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for name, inner in items:
-            yield from _leaves(inner, f"{key}.{name}")
-        if isinstance(value, Mapping) and not value:
-            yield key, {}
-    else:
-        yield key, value
 
 
 def _interpolation_problem(node: DictConfig, key: str, text: str) -> str | None:

@@ -117,7 +117,7 @@ def single(labels: Mapping[Label, int], as_classes: bool, path: str) -> dict[Lab
         )
     if several and not as_classes:
         has_votes = any(len(set(label)) < len(label) for label in several) and names_in is not _places
-        votes = "; of votes write a row each, and give dataset.duplicates=soft" * has_votes
+        votes = "; if they are votes, write a row for each and give dataset.duplicates=soft" * has_votes
         raise DataError(
             f"{path}: {sum(several.values()):,} of {sum(labels.values()):,} rows have a list of labels (such as {shown(list(next(iter(several))))}). "
             "This looks like multi-label classification, and kdcli trains classifiers of one label a row; leave one label a row, or give "

@@ -211,8 +211,8 @@ def looks_prefixed(tag: str) -> bool:
 
 
 def combined(types: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the beginnings of types, up to a sign, that have the same ends, and these ends (BEG and INS, PER and ORG of BEG-PER, INS-PER, BEG-ORG,
-    INS-ORG): the ones may be the letters of a scheme that is not known; []: no two beginnings have."""
+    """Return the prefixes of types that share suffixes, and these suffixes: BEG and INS, PER and ORG of BEG-PER, INS-PER, BEG-ORG, INS-ORG. The prefixes
+    may be those of an unknown scheme. Both lists are empty if no two prefixes share most of their suffixes."""
     names: dict[str, set[str]] = {}
     for name in types:
         match = re.fullmatch(rf"(?P<first>\w+?){_SEPARATOR}(?P<last>.+)", name)
@@ -225,7 +225,7 @@ def combined(types: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _are_alike(types: set[str], others: set[str]) -> bool:
-    """Return whether most types of two sets are common, and several."""
+    """Return whether two sets share more than one type, and at least half of all their types."""
     return len(types & others) > 1 and 2 * len(types & others) >= len(types | others)
 
 
