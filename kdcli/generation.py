@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -226,6 +227,18 @@ class _Beams(EncoderDecoderCache):
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         self.self_attention_cache.reorder_cache(beam_idx)
+
+
+def unset_unused(config: GenerationConfig | None) -> None:
+    """Set the keys of a generation config to None that have no effect beside its others, such as `temperature` without `do_sample`. Published
+    models have them, and transformers saves such a config only as it was loaded."""
+    if config is None:
+        return
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        for name in re.findall(r"^- `(\w+)`:", str(error), re.MULTILINE):
+            setattr(config, name, None)
 
 
 def greedy_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:

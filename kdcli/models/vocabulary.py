@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 
 from transformers import (
@@ -158,6 +159,24 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int | None, str]
         index: str(token) for index, token in tokenizer.added_tokens_decoder.items() if token.special
     }
     return {**added, **dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))}
+
+
+def require_savable(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Check that a tokenizer can be saved, beside the models that are trained with it.
+
+    Raises:
+        ModelError
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            save_tokenizer(tokenizer, Path(folder))
+        except OSError:
+            raise
+        except Exception as error:  # tokenizers raises Exception itself
+            raise ModelError(
+                f"{name}: its tokenizer can be loaded and cannot be saved, as the student needs it: {shown(str(error))}; remove what is "
+                "none of its class's arguments from tokenizer_config.json"
+            ) from None
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -33,6 +33,7 @@ from kdcli.models.checkpoint import (
     load_tokenizer,
     shared_token_count,
 )
+from kdcli.models.vocabulary import require_savable
 from kdcli.pipeline.environment import record_environment
 from kdcli.pipeline.memory import plan_memory, require_memory
 from kdcli.pipeline.placement import is_streamed, require_streamable
@@ -200,6 +201,10 @@ def _checked(part: Run) -> Run:
     teacher_tokenizer = load_tokenizer(part.sources[0], max_length=part.max_length)
     student_tokenizer = teacher_tokenizer if own is None else load_tokenizer(own, max_length=part.max_length)
     tokenizers = teacher_tokenizer, student_tokenizer
+    if own is None or part.tunes(part.sources[0]):
+        require_savable(teacher_tokenizer, part.sources[0].name)
+    if own is not None:
+        require_savable(student_tokenizer, own.name)
     splits = {
         name: prepared(task, rows, tokenizers, part.max_length) for name, rows in part.data.splits.items()
     }

@@ -21,7 +21,7 @@ from kdcli.config.schema import Distill
 from kdcli.config.tasks import TaskSpec
 from kdcli.errors import ConfigError, shown
 from kdcli.features import capture_features
-from kdcli.generation import Reply
+from kdcli.generation import Reply, unset_unused
 from kdcli.model_files import require_body
 from kdcli.signals import PARTS, AnySignal, HiddenSignal, Part, Signal, TopKSignal, chunks
 from kdcli.tasks.encoded import Encoded, SplitCache
@@ -203,13 +203,14 @@ class Task(ABC):
         """
 
     def from_pretrained(self, path: Path, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-        """Return the checkpoint as a model for this task, and the report of transformers: which weights are missing, and which are left over.
+        """Return the checkpoint as a model for this task, which can be saved, and the report of transformers: which weights are missing or left over.
 
         Args:
             kwargs: arguments of transformers; without a dtype the weights are fp32.
         """
         options = {"output_loading_info": True, "use_safetensors": True, "dtype": torch.float32} | kwargs
         model, info = getattr(transformers, self.auto).from_pretrained(path, **options)
+        unset_unused(getattr(model, "generation_config", None))
         return model, info
 
     @abstractmethod
@@ -225,12 +226,8 @@ class Task(ABC):
     def lengths(self, tokenizer: PreTrainedTokenizerBase, rows: Any) -> np.ndarray:
         """Return the number of tokens of each row before truncation, (N,); of a pair that of the longer side."""
         encoded = self.encode(tokenizer, rows, ANY)
-        lengths = np.diff(encoded.offsets)
-        return (
-            lengths
-            if encoded.target_offsets is None
-            else np.maximum(lengths, np.diff(encoded.target_offsets))
-        )
+        sides = [side for side in (encoded.offsets, encoded.target_offsets) if side is not None]
+        return np.max([np.diff(side) for side in sides], axis=0)
 
     @abstractmethod
     def collate(

@@ -237,6 +237,7 @@ SIGNALS = [
     ([signal.SIGHUP], 129),
     ([signal.SIGTERM, signal.SIGINT], 130),
 ]
+"""Signals, 50 ms apart, and the exit code. A second one may come when the run has said its last word after the first, and is ending."""
 
 
 @pytest.mark.parametrize("batch", batches(24, quick=0, size=8))
@@ -264,11 +265,12 @@ def test_a_signal_ends_a_run_and_all_that_it_started(
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.5))
         for number in numbers:
+            ended = {128 + numbers[0]} if "same directory" in process.said else set()
             process.kill(number)
             time.sleep(0.05)
         code = process.wait()
         why = f"{name}: {numbers} while {moment}: {process.said}"
-        assert code in (expected, 0), why
+        assert code in {expected, 0} | ended, why
         assert "Traceback" not in process.said, why
         require_no_orphans(folder)
         if not code:  # it ended before the signal came, and has measured

@@ -39,6 +39,7 @@ ODD: list[Any] = [
 KEYS = (
     "text_config", "decoder", "return_dict", "chunk_size_feed_forward", "is_encoder_decoder", "attn_implementation", "is_decoder", "pad_token_id",
     "rope_parameters", "tie_word_embeddings", "quantization_config", "dtype", "problem_type", "extra_special_tokens", "num_labels", "auto_map",
+    "do_sample", "temperature", "num_beams", "length_penalty", "suppress_tokens", "max_length",
 )  # fmt: skip
 """Keys that the models here do not have."""
 TEXT = (".json", ".txt")

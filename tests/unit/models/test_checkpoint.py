@@ -35,6 +35,7 @@ from kdcli.models.checkpoint import (
     require_loadable,
     with_new_head,
 )
+from kdcli.models.vocabulary import require_savable
 from kdcli.tasks.base import Task
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.classification.task import Classification
@@ -47,7 +48,7 @@ def used(folder: Path, task: Task = TASK) -> None:
     """All that is looked at before anything is trained."""
     source = find(CheckpointConfig.model_validate({"_target_": "x", "path": str(folder)}), "teacher")
     require_loadable(source, task)
-    load_tokenizer(source, max_length=32)
+    require_savable(load_tokenizer(source, max_length=32), source.name)
 
 
 def config(**changes: object) -> Callable[[Path], object]:
@@ -151,6 +152,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "model_max_length is a string": (tokenizer_config(model_max_length="x"), ("model_max_length is 'x'",)),
     "tokenizer_class is a number": (tokenizer_config(tokenizer_class=5), ("tokenizer_class is 5",)),
     "tokenizer_class is itself": (tokenizer_config(tokenizer_class="AutoTokenizer"), ("tokenizer",)),
+    "a tokenizer that cannot be saved": (tokenizer_config(decoder=10**7), ("tokenizer", "cannot be saved", "tokenizer_config.json")),
     "tokenizer.json is no JSON": (written("tokenizer.json", b"\xff\xfe"), ("tokenizer",)),
     "tokenizer.json is a list": (written("tokenizer.json", b"[]"), ("tokenizer",)),
     "a vocabulary in latin-1": (written("vocab.txt", "é\n".encode("latin-1")), ("vocab.txt",)),
@@ -189,6 +191,23 @@ def test_a_spoiled_directory_is_refused_by_name(name: str, teacher: Path, tmp_pa
     spoil(folder)
     with pytest.raises((ModelError, ConfigError), match=naming(*words)):
         used(folder)
+
+
+def test_a_generation_config_with_keys_that_have_no_effect_can_be_saved(tmp_path: Path, tokenizer) -> None:
+    """transformers loads such a published config with a warning, and refuses to save it once the end tokens are set: after the training."""
+    model = LlamaForCausalLM(LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, **SIZES))
+    model.save_pretrained(tmp_path / "published")
+    tokenizer.save_pretrained(tmp_path / "published")
+    own = {"do_sample": False, "temperature": 0.6, "top_p": 0.9, "length_penalty": 0.8, "bos_token_id": 7}
+    written("generation_config.json", json.dumps(own).encode())(tmp_path / "published")
+    loaded, _ = CausalLM().from_pretrained(tmp_path / "published", local_files_only=True)
+    CausalLM().prepare_for_saving(loaded, tokenizer, 16)
+    loaded.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert (saved["bos_token_id"], saved["do_sample"]) == (7, False)
+    assert not {"temperature", "top_p", "length_penalty"} & {
+        key for key, value in saved.items() if value is not None
+    }
 
 
 def test_an_unknown_way_of_counting_positions_is_refused(tmp_path: Path, tokenizer) -> None:
