@@ -20,7 +20,12 @@ from kdcli.config.types import Dtype, Quantization
 from kdcli.data.reading import Reading
 from kdcli.errors import ConfigError, abbreviated
 from kdcli.evaluation.compare import score
-from kdcli.evaluation.predict import combine_members, examine, require_trained
+from kdcli.evaluation.predict import (
+    combine_members,
+    examine,
+    require_finite,
+    require_trained,
+)
 from kdcli.evaluation.results import ENVIRONMENT, read_report
 from kdcli.files import named_path, read_json
 from kdcli.measure.models import loading, make_spec, measure_checkpoint, measure_pair
@@ -85,7 +90,11 @@ class Evaluator:
 
         Args:
             entry: what is known of the model, such as its size.
+
+        Raises:
+            ModelError: they are not finite.
         """
+        require_finite(predictions, name)
         self.models[name] = {**entry, **score(self.task, predictions)}
         self.predictions[name] = predictions
         return predictions

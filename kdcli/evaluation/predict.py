@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.measure import Measure
 from kdcli.device import has_gpu
-from kdcli.errors import ConfigError, ModelError
+from kdcli.errors import ConfigError, KDError, ModelError
 from kdcli.files import replaced, write_jsonl
 from kdcli.model_files import SUMS, require_folder, require_unchanged
 from kdcli.models.checkpoint import (
@@ -229,6 +229,25 @@ def combine_members(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
             else None,
         }
     return result
+
+
+def require_finite(predictions: Predictions, name: str, error: type[KDError] = ModelError) -> None:
+    """Check that the outputs of a model are finite at every position.
+
+    Args:
+        name: the model or the file, for the message.
+        error: the class of the exception.
+
+    Raises:
+        KDError
+    """
+    for array in predictions.arrays.values():
+        bad = ~np.isfinite(array)
+        if bad.any():
+            raise error(
+                f"{name}: its outputs are not finite at {int(bad.reshape(len(bad), -1).any(axis=1).sum()):,} of {len(bad):,} positions: "
+                "the file is damaged, or its numbers overflow in its precision; write it again, or use fp32"
+            )
 
 
 def save_predictions(path: Path, predictions: Predictions) -> None:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.measure import Measure
 from kdcli.errors import ConfigError, ExportError, ModelError
+from kdcli.evaluation.predict import require_finite
 from kdcli.exporting.runtimes import matching, runtimes
 from kdcli.files import hash_file, inner_path, size_of, with_weights
 from kdcli.generation import decoded, generate, max_prompt_tokens
@@ -128,7 +129,7 @@ def run_artifact(
     if issubclass(kind, Seq2SeqRuntime):
         return _run_seq2seq(split, source, run, generated)
     if issubclass(kind, CausalLMRuntime):
-        return _run_causal_lm(split, run, generated)
+        return _run_causal_lm(split, source, run, generated)
     return run_encoder(split, source, run)
 
 
@@ -146,6 +147,7 @@ def run_encoder(split: Split, source: Checkpoint, run: Run) -> ArtifactRun:
         )
     signal = Signal(torch.from_numpy(np.ascontiguousarray(logits[:, order])))
     predictions = task.predictions_from_outputs([signal], encoded)
+    require_finite(predictions, source.name, ExportError)
     if rows is not None:
         own = _tokenize_words(
             source.path, split.rows["words"][:], split.max_length, split.tokenizer.truncation_side
@@ -155,7 +157,7 @@ def run_encoder(split: Split, source: Checkpoint, run: Run) -> ArtifactRun:
     return ArtifactRun(outputs, predictions, _same_tokens(encoded, np.split(outputs.pop("input_ids"), ends)))
 
 
-def _run_causal_lm(split: Split, run: Run, generated: Sequence[Counted]) -> ArtifactRun:
+def _run_causal_lm(split: Split, source: Checkpoint, run: Run, generated: Sequence[Counted]) -> ArtifactRun:
     """Return the log-probability of each counted token, and the most likely tokens there and in the student's texts."""
     labels, counts = split.task.targets(split.encoded)
     prompts = [[text, ids] for (text,), ids in zip(split.texts, split.prompt_ids, strict=True)]
@@ -165,7 +167,9 @@ def _run_causal_lm(split: Split, run: Run, generated: Sequence[Counted]) -> Arti
     if generated:
         shares["generated"] = reproduced_share(generated, top[len(labels) :])
     arrays = {"log_prob": log_prob[: len(labels)], "top": top[: len(labels)]}
-    return ArtifactRun(outputs, Predictions(arrays, labels, counts), shares)
+    predictions = Predictions(arrays, labels, counts)
+    require_finite(predictions, source.name, ExportError)
+    return ArtifactRun(outputs, predictions, shares)
 
 
 def _run_seq2seq(split: Split, source: Checkpoint, run: Run, generated: Sequence[Counted]) -> ArtifactRun:

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from kdcli.device import default_device
 from kdcli.errors import ConfigError
-from kdcli.evaluation.predict import open_checkpoint
+from kdcli.evaluation.predict import open_checkpoint, require_finite
 from kdcli.exporting.artifacts import Split, run_encoder, runtime_for
 from kdcli.generation import Reply, continued, decoded, ends_of_config, generate, positions_of
 from kdcli.measure.models import make_spec
@@ -30,14 +30,16 @@ class TorchModel(Model):
     """A checkpoint in torch, on the GPU if there is one."""
 
     def __init__(self, source: Checkpoint, task: Task, max_length: int):
-        self.task, self.max_length = task, max_length
+        self.name, self.task, self.max_length = source.name, task, max_length
         self.model, self.tokenizer = open_checkpoint(source, task, max_length)
         self.context = context_of(self.model.config)
         self.order = label_order(self.model.config, task.labels, source.name) if task.labels else None
 
     def predictions(self, rows: datasets.Dataset) -> Predictions:
         encoded = self.task.encode(self.tokenizer, rows, self.max_length)
-        return self.task.predict(self.model, self.tokenizer, encoded, order=self.order)
+        predictions = self.task.predict(self.model, self.tokenizer, encoded, order=self.order)
+        require_finite(predictions, self.name)
+        return predictions
 
     def replies(self, rows: datasets.Dataset, max_new_tokens: int | None) -> list[Reply]:
         options = {"max_new_tokens": max_new_tokens} if max_new_tokens else {}

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from faults.harness import Fence, Outcome, require_clean, run_here
@@ -354,6 +355,22 @@ def test_weights_outside_an_onnx_files_folder_are_not_read(
     tensor.ClearField("raw_data")
     path.write_bytes(graph.SerializeToString())
     require_refused(judge(path), canary, "model.onnx", "run by onnx")
+
+
+def test_outputs_that_are_not_finite_are_refused(
+    graphs: Path, canary: Path, judge: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    """A damaged weight, or one that overflows in int8, gives every row the first label, or ends in a traceback of a binning."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    place = Path(shutil.copytree(graphs, tmp_path / "graphs"))
+    path = place / "model.onnx"
+    graph = onnx.load(path)
+    tensor = next(each for each in graph.graph.initializer if each.name.endswith("classifier.bias"))
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.array([np.nan, 0], np.float32), tensor.name))
+    path.write_bytes(graph.SerializeToString())
+    require_refused(judge(path), canary, "model.onnx", "not finite", "16 of 16")
+    require_refused(run_here(["predict", str(path), "a film"], tmp_path), canary, "model.onnx", "not finite")
 
 
 def test_what_node_runs_is_kdclis_own(place: Path, canary: Path) -> None:

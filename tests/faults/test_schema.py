@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import random
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.harness import LONGEST_MESSAGE, Batch, batches
+import yaml
+from faults.harness import LONGEST_MESSAGE, Batch, batches, require_clean, run_process
 from faults.odd import nested
 
 from kdcli.config.check import check, defaults
@@ -53,6 +57,37 @@ def right() -> None:
     """The whole configs are right before anything in them is changed; and what they name is imported by then, which takes seconds."""
     for command in COMMANDS:
         check(COMMANDS[command], whole(command))
+
+
+def placed(source: random.Random) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """A mapping with a value of any kind at any key of a run's config, and the path of the key."""
+    path = source.choice(list(keys(whole("distill"))))
+    tree: Any = nested(source)
+    for key in reversed(path):
+        tree = {key: tree}
+    return tree, path
+
+
+@pytest.mark.parametrize("batch", batches(100, quick=0, size=10))
+def test_any_value_in_a_file_in_a_process(batch: Batch, tmp_path: Path) -> None:
+    """Hydra, OmegaConf and the reader of YAML stand before the schema, and what this process has imported hides what a user sees."""
+    for number, (_, source) in enumerate(batch):
+        folder = tmp_path / str(number)
+        (folder / "mine" / "experiment").mkdir(parents=True)
+        while True:
+            tree, path = placed(source)
+            with contextlib.suppress(
+                yaml.YAMLError, ValueError
+            ):  # no YAML says bytes, tuples or lone surrogates
+                text = yaml.safe_dump(tree)
+                text.encode()
+                break
+        (folder / "mine" / "experiment" / "odd.yaml").write_text("# @package _global_\n" + text)
+        words = ["distill", f"--config-dir={folder / 'mine'}", "dataset=csv", "dataset.path=no-such-file.csv"]
+        outcome = run_process([*words, "experiment=odd"], folder)
+        require_clean(outcome, codes=[2])
+        left = [each for each in folder.rglob("*") if each.is_file() and each.name != "odd.yaml"]
+        assert not left, f"left after exit code 2: {left[:3]} {outcome.command}: {path}"
 
 
 @pytest.mark.parametrize("batch", batches(30_000, 300, 1000))
