@@ -488,11 +488,14 @@ def test_a_run_that_is_continued_does_not_compare_a_damaged_model(
     weights = run / "control" / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 64]))
+    recorded = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (run / ".hydra").iterdir()}
     words = [*finished[1][:-1], f"hydra.run.dir={run}"]
     outcome = run_here(["distill", *words], tmp_path)
     require_clean(outcome, codes=[0])
     require_words(outcome.err, str(weights), "not the file")
     assert weights.read_bytes() == whole
+    for path, before in recorded.items():  # a continued run writes none of them again
+        assert (path.read_bytes(), path.stat().st_mtime_ns) == before, path
 
 
 @pytest.mark.faults

@@ -562,3 +562,13 @@ def test_the_measuring_process_imports_no_module_of_the_working_directory(
         > 0
     )
     assert not canary.exists()
+
+
+def test_a_module_that_exits_when_it_is_imported_is_named(reviews: Path, tmp_path: Path) -> None:
+    """`sys.exit(0)` of a script that is named as a class ends a run as if it had been done."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "leaving.py").write_text("import sys\n\nsys.exit(0)\n")
+    words = ["distill", "dataset=csv", f"dataset.path={reviews}", "--config-dir=own"]
+    outcome = run_here([*words, "loss.soft_label._target_=leaving.Loss"], tmp_path)
+    require_clean(outcome, codes=[2])
+    require_words(outcome.err, "leaving.Loss", "SystemExit")
