@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli import console
-from kdcli.config.index import Key, all_keys, keys_below, no_such_key
+from kdcli.config.index import ConfigKey, all_keys, keys_below, no_such_key
 from kdcli.errors import ConfigError, ExitCode, abbreviated
 
 VALUE, SENTENCE = 40, 160
@@ -48,7 +48,7 @@ def show_keys(words: Sequence[str], as_json: bool, config_dir: Path | None = Non
     return ExitCode.DONE
 
 
-def _chosen(prefix: str, candidates: Sequence[Key]) -> list[Key]:
+def _chosen(prefix: str, candidates: Sequence[ConfigKey]) -> list[ConfigKey]:
     """Return the keys that a prefix matches, or else those whose last part it is.
 
     Raises:
@@ -61,7 +61,7 @@ def _chosen(prefix: str, candidates: Sequence[Key]) -> list[Key]:
     return matching
 
 
-def _value(key: Key) -> str:
+def _value(key: ConfigKey) -> str:
     """Return the default as it is written on a command line."""
     if key.required:
         return "(required)"
@@ -75,13 +75,13 @@ def written(value: Any, section: bool = False) -> str:
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
 
 
-def _heading(key: Key) -> str:
+def _heading(key: ConfigKey) -> str:
     if key.is_section:
         return key.name
     return f"{key.name}  (required)" if key.required else f"{key.name} = {_value(key)}"
 
 
-def _details(key: Key) -> list[str]:
+def _details(key: ConfigKey) -> list[str]:
     """Return the lines below a key: its type and range, its choices, where its default comes from, and its meaning."""
     facts = [", ".join(filter(None, [key.type, key.range]))]
     if key.choices:
@@ -97,5 +97,5 @@ def _short(text: str, limit: int = VALUE) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def _first_sentence(key: Key) -> str:
+def _first_sentence(key: ConfigKey) -> str:
     return key.meaning.partition(". ")[0].rstrip(".")

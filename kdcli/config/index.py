@@ -42,7 +42,7 @@ EXACT = 10_000_000
 
 
 @dataclass(frozen=True)
-class Key:
+class ConfigKey:
     """One key of a config.
 
     Attributes:
@@ -94,19 +94,19 @@ class Key:
 
 
 OF_HYDRA = (
-    Key("hydra.run.dir", tuple(COMMANDS), "hydra", "path", "", "runs/COMMAND/DATE-TIME", False, (),
+    ConfigKey("hydra.run.dir", tuple(COMMANDS), "hydra", "path", "", "runs/COMMAND/DATE-TIME", False, (),
         "The run directory. The same command on the same directory continues a run that was interrupted."),
-    Key("hydra.sweep.dir", tuple(COMMANDS), "hydra", "path", "", "runs/sweeps/DATE-TIME", False, (),
+    ConfigKey("hydra.sweep.dir", tuple(COMMANDS), "hydra", "path", "", "runs/sweeps/DATE-TIME", False, (),
         "The directory of a sweep (-m), with one run directory for each job."),
-    Key("hydra.sweep.subdir", tuple(COMMANDS), "hydra", "text", "", "${hydra:job.num}", False, (),
+    ConfigKey("hydra.sweep.subdir", tuple(COMMANDS), "hydra", "text", "", "${hydra:job.num}", False, (),
         "The name of each job's run directory in the directory of a sweep."),
-    Key("hydra/launcher", tuple(COMMANDS), "hydra", "choice", "", "basic", False, ("basic", "joblib", "submitit_local", "submitit_slurm"),
+    ConfigKey("hydra/launcher", tuple(COMMANDS), "hydra", "choice", "", "basic", False, ("basic", "joblib", "submitit_local", "submitit_slurm"),
         "What starts the jobs of a sweep: one after the other (basic), side by side (joblib; pip install 'kdcli[sweep]'), or on a cluster."),
 )  # fmt: skip
 """The keys of Hydra that a user may set."""
 
 
-def keys(command: str, options: Mapping[str, str | None] | None = None) -> list[Key]:
+def keys(command: str, options: Mapping[str, str | None] | None = None) -> list[ConfigKey]:
     """Return the keys of a command, with the arguments of the chosen components, in the order of the schema.
 
     Of a stage's `trainer`, `dataset`, `student` and `loss`, whose keys are those of the run, only the keys that the options set are there;
@@ -124,26 +124,26 @@ def keys(command: str, options: Mapping[str, str | None] | None = None) -> list[
     return [*walk.section(schema, "", walk.choice.values, {}), *OF_HYDRA]
 
 
-def all_keys(options: Mapping[str, str | None] | None = None) -> list[Key]:
+def all_keys(options: Mapping[str, str | None] | None = None) -> list[ConfigKey]:
     """Return the keys of all commands. Keys that are equal in several commands are one, which names these commands.
 
     Raises:
         ConfigError: there is no such option, or a file of the user's is wrong.
     """
-    merged: dict[tuple[Any, ...], Key] = {}
+    merged: dict[tuple[Any, ...], ConfigKey] = {}
     for command in COMMANDS:
         for key in keys(command, options):
             content = {name: value for name, value in asdict(key).items() if name != "commands"}
             same = tuple(map(repr, content.values()))
             before = merged[same].commands if same in merged else ()
-            merged[same] = Key(
+            merged[same] = ConfigKey(
                 commands=(*before, *(each for each in key.commands if each not in before)), **content
             )
     names = list(dict.fromkeys(key.name for key in merged.values()))
     return sorted(merged.values(), key=lambda key: names.index(key.name))
 
 
-def keys_below(prefix: str, candidates: Sequence[Key]) -> list[Key]:
+def keys_below(prefix: str, candidates: Sequence[ConfigKey]) -> list[ConfigKey]:
     """Return the keys that a prefix matches: the key itself and those below it, or else those whose name begins with it.
 
     A name that the user chooses (stages.general.rows, loss.my_term.weight) matches its placeholder, and below a stage the keys are those
@@ -170,8 +170,8 @@ def _matches(names: Sequence[str], parts: Sequence[str]) -> bool:
     )
 
 
-def _renamed(key: Key, name: str) -> Key:
-    return Key(**{**{each: getattr(key, each) for each in key.__dataclass_fields__}, "name": name})
+def _renamed(key: ConfigKey, name: str) -> ConfigKey:
+    return ConfigKey(**{**{each: getattr(key, each) for each in key.__dataclass_fields__}, "name": name})
 
 
 def keys_named(name: str, command: str) -> list[str]:
@@ -227,7 +227,7 @@ def describe_group(group: str) -> str:
     )
 
 
-def no_such_key(prefix: str, candidates: Sequence[Key]) -> ConfigError:
+def no_such_key(prefix: str, candidates: Sequence[ConfigKey]) -> ConfigError:
     """Return the error for a name that is no key and begins none, with the options that have it, or the nearest key."""
     group = prefix.partition(".")[0]
     if prefix in config_groups():
@@ -260,7 +260,7 @@ class _Walk:
     command: str
     choice: Choice
 
-    def section(self, cls: Class, path: str, values: Any, defaults: Any) -> Iterator[Key]:
+    def section(self, cls: Class, path: str, values: Any, defaults: Any) -> Iterator[ConfigKey]:
         """Yield the keys of a section.
 
         Args:
@@ -278,7 +278,7 @@ class _Walk:
 
     def _declared(
         self, declared: Iterable[Declaration], path: str, values: Any, defaults: Any, target: str
-    ) -> Iterator[Key]:
+    ) -> Iterator[ConfigKey]:
         inherited = set(_stage_sections()) if path.startswith("stages.") and path.count(".") == 1 else set()
         for each in declared:
             name = f"{path}.{each.name}".lstrip(".")
@@ -291,7 +291,7 @@ class _Walk:
             inner = self._below(each, name, value, default)
             yield from (key for key in inner if key.option) if each.name in inherited else inner
 
-    def _below(self, declared: Declaration, name: str, value: Any, default: Any) -> Iterator[Key]:
+    def _below(self, declared: Declaration, name: str, value: Any, default: Any) -> Iterator[ConfigKey]:
         """Yield the keys below a declared key."""
         for cls in (alternative.section for alternative in declared.allowed):
             if cls is not None:
@@ -300,7 +300,7 @@ class _Walk:
             if item.section is not None:
                 yield from self._named(item.section, name, value, PLACEHOLDERS.get(declared.name, "NAME"))
 
-    def _named(self, cls: Class, path: str, values: Any, placeholder: str) -> Iterator[Key]:
+    def _named(self, cls: Class, path: str, values: Any, placeholder: str) -> Iterator[ConfigKey]:
         """Yield the keys of the sections in a mapping: of each that the options have there if it has components, or else of a placeholder."""
         declared = fields(cls)
         several = any(
@@ -310,13 +310,13 @@ class _Walk:
         for name, inner in named.items():
             yield from self.section(cls, f"{path}.{name}", inner, {})
 
-    def _key(self, declared: Declaration, name: str, default: Any, target: str) -> Key:
+    def _key(self, declared: Declaration, name: str, default: Any, target: str) -> ConfigKey:
         sections = [each.section for each in declared.allowed if each.section is not None]
         meaning = declared.meaning or (sections[0].description if sections else "")
         shown = None if (sections and default is not None) or default == REQUIRED else default
         words = [describe_type(each) for each in declared.allowed]
         group = name.partition(".")[0] if "." in name or sections else ""
-        return Key(
+        return ConfigKey(
             name=name,
             commands=(self.command,),
             group=group,

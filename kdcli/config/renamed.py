@@ -66,10 +66,10 @@ OPTIONS = {"student/births": "student/composed", "loss/inside": "loss/features"}
 
 
 DEFAULT = object()
-"""A value in `Key.values` for which the new key keeps its default."""
+"""A value in `RenamedKey.values` for which the new key keeps its default."""
 
 
-class Key(NamedTuple):
+class RenamedKey(NamedTuple):
     """A config key that was renamed or removed."""
 
     old: str
@@ -84,29 +84,29 @@ class Key(NamedTuple):
     """The `_target_` of the mapping, if the key is an argument of that class."""
 
 
-def _of_dataset(section: str) -> Key:
+def _of_dataset(section: str) -> RenamedKey:
     remedy = "cut, refuse or drop; null is what refuse was"
-    return Key(f"{section}.clean.overlong", f"{section}.truncation", remedy, {"refuse": None})
+    return RenamedKey(f"{section}.clean.overlong", f"{section}.truncation", remedy, {"refuse": None})
 
 
 _COMPOSED = "kdcli.students.composed.Composed"
 KEYS = (
-    Key("teacher.born", "teacher.from_scratch"),
-    Key("teacher.stand_in", "student.init_from", values={None: DEFAULT}),
-    Key(
+    RenamedKey("teacher.born", "teacher.from_scratch"),
+    RenamedKey("teacher.stand_in", "student.init_from", values={None: DEFAULT}),
+    RenamedKey(
         "teacher.together",
         "teacher.n_per_request",
         "null is what true was, and 1 what false was",
         {True: None, False: 1},
         "kdcli.teachers.remote.openai.OpenAITeacher",
     ),
-    Key("student.births", "student.initializers", only_of=_COMPOSED),
-    Key("stages.*.student.births", "stages.*.student.initializers", only_of=_COMPOSED),
+    RenamedKey("student.births", "student.initializers", only_of=_COMPOSED),
+    RenamedKey("stages.*.student.births", "stages.*.student.initializers", only_of=_COMPOSED),
     _of_dataset("dataset"),
     _of_dataset("stages.*.dataset"),
-    Key("rollout.by", "rollout.source"),
-    Key("rollout.keep", "rollout.keep_fraction"),
-    Key("rollout.pick", None, "with rollout.candidates above 1 the nearest candidate is learned"),
+    RenamedKey("rollout.by", "rollout.source"),
+    RenamedKey("rollout.keep", "rollout.keep_fraction"),
+    RenamedKey("rollout.pick", None, "with rollout.candidates above 1 the nearest candidate is learned"),
 )
 """Renamed config keys."""
 _warned: set[str] = set()
@@ -156,7 +156,7 @@ def _matches(pattern: str, key: str) -> bool:
     )
 
 
-def _renamed(key: Key, path: Sequence[str]) -> list[str]:
+def _renamed(key: RenamedKey, path: Sequence[str]) -> list[str]:
     """Return the new path of a key, with the names that `*` matched."""
     return [path[at] if part == "*" else part for at, part in enumerate((key.new or "").split("."))]
 

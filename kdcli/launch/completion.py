@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcli.config.groups import config_groups, describe_option, group_options
-from kdcli.config.index import COMMANDS, Key, all_keys, keys, keys_below
+from kdcli.config.index import COMMANDS, ConfigKey, all_keys, keys, keys_below
 from kdcli.errors import ConfigError, ExitCode, KDError, abbreviated
 
 Candidates = list[tuple[str, str]]
@@ -267,7 +267,7 @@ def _options(typed: Iterable[str]) -> dict[str, str | None]:
     return {group: option for group, option in pairs if group in groups and option in group_options(group)}
 
 
-def _names(incomplete: str, all_keys: Sequence[Key]) -> Candidates:
+def _names(incomplete: str, all_keys: Sequence[ConfigKey]) -> Candidates:
     """Return the keys and groups that begin with a text, up to their next dot."""
     below = keys_below(incomplete.rpartition(".")[0], all_keys) if "." in incomplete else all_keys
     names = {key.name for key in all_keys}
@@ -292,7 +292,7 @@ def _names(incomplete: str, all_keys: Sequence[Key]) -> Candidates:
     return list(items.items())
 
 
-def _values(name: str, value: str, all_keys: Sequence[Key]) -> Candidates:
+def _values(name: str, value: str, all_keys: Sequence[ConfigKey]) -> Candidates:
     """Return the options of a group or the values of a key; of a list, or a sweep, those of its last item."""
     if name in config_groups():
         return _options_of(name, value)

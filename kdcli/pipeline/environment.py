@@ -14,7 +14,7 @@ from kdcli.errors import DataError
 from kdcli.evaluation.results import ENVIRONMENT, CheckpointRecord, DatasetRecord, Environment, read
 from kdcli.models.checkpoint import Checkpoint, fast_bf16, stage_seed
 from kdcli.pipeline.memory_plan import MemoryPlan
-from kdcli.pipeline.plan import STUDENT, Run
+from kdcli.pipeline.plan import INITIALIZATION, STUDENT, Run
 
 CHECKED = {
     "dataset": "dataset",
@@ -24,8 +24,8 @@ CHECKED = {
     "student": "student",
 }
 """The keys that must not change while a run is continued, and what they describe."""
-SEEDED = "teacher", "birth", "student"
-"""The stages whose seeds are recorded, by the names that are part of the seeds."""
+SEEDED = {"initialization": INITIALIZATION, "student": STUDENT}
+"""What differs between the seeds of a run: its name in env.json, and the name that its random seed is made of."""
 
 
 def record_environment(parts: Sequence[Run]) -> None:
@@ -134,11 +134,13 @@ def _memory(plan: MemoryPlan) -> dict[str, Any]:
 
 def _seeds(cfg: Config) -> dict[str, int]:
     """Return the seeds of the run and of its stages; those of further seeds by their names, student@5."""
-    seeds = {"run": cfg.seed} | {name: stage_seed(cfg.seed, name) for name in SEEDED}
     further = {
-        with_seed(name, seed): stage_seed(seed, name) for seed in cfg.all_seeds[1:] for name in SEEDED[1:]
+        with_seed(name, seed): stage_seed(seed, stage)
+        for seed in cfg.all_seeds[1:]
+        for name, stage in SEEDED.items()
     }
-    return seeds | further
+    own = {name: stage_seed(cfg.seed, stage) for name, stage in SEEDED.items()}
+    return {"run": cfg.seed, "teacher": stage_seed(cfg.seed, "teacher"), **own, **further}
 
 
 def _record(source: Checkpoint) -> dict[str, Any]:

@@ -39,7 +39,7 @@ when it writes its own."""
 
 
 @dataclass(frozen=True)
-class Key:
+class CacheKey:
     """Everything that decides the bits of a result.
 
     Attributes:
@@ -49,7 +49,7 @@ class Key:
     folder: ClassVar[str]
 
 
-def cache_path(key: Key) -> Path:
+def cache_path(key: CacheKey) -> Path:
     """Return the folder of the cache that holds the result of a key."""
     return cache_dir(key.folder) / digest(type(key).__name__, torch.__version__, asdict(key))[:32]
 
@@ -128,7 +128,7 @@ class TeacherInputs:
 
 
 @dataclass(frozen=True)
-class TunedTeacher(Key):
+class TunedTeacher(CacheKey):
     """A teacher's checkpoint that was fine-tuned on the gold labels.
 
     Attributes:
@@ -169,7 +169,7 @@ class TunedTeacher(Key):
 
 
 @dataclass(frozen=True)
-class NewModel(Key):
+class NewModel(CacheKey):
     """A model of random weights over a vocabulary that is learned from the training pairs."""
 
     folder: ClassVar[str] = "new_models"
@@ -185,7 +185,7 @@ class NewModel(Key):
 
 
 @dataclass(frozen=True)
-class AugmentedCopies(Key):
+class AugmentedCopies(CacheKey):
     """Copies of the training texts with replaced words.
 
     Attributes:
@@ -213,7 +213,7 @@ class AugmentedCopies(Key):
 
 
 @dataclass(frozen=True)
-class Completions(Key):
+class Completions(CacheKey):
     """The completions that a teacher writes for prompts: one for each, part by part; `make_in_parts` adds the rows of a part.
 
     Attributes:
@@ -232,7 +232,7 @@ class Completions(Key):
 
 
 @dataclass(frozen=True)
-class TeacherKey(Key):
+class TeacherKey(CacheKey):
     """A key that the teacher and what it reads decide; the rows are added where results are stored part by part."""
 
     teacher: TeacherInputs
@@ -257,7 +257,7 @@ class CompletionScores(TeacherKey):
 
 
 @dataclass(frozen=True)
-class CheckedTexts(Key):
+class CheckedTexts(CacheKey):
     """The texts of a teacher that the pre-flight checks, part by part, with those that were truncated; `make_in_parts` adds the rows of a
     part."""
 
@@ -278,7 +278,7 @@ class StreamedStates(TeacherKey):
 
 
 @dataclass(frozen=True)
-class TeacherOutputs(Key):
+class TeacherOutputs(CacheKey):
     """The stored outputs of a teacher on a split.
 
     Attributes:

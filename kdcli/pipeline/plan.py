@@ -36,6 +36,8 @@ from kdcli.teachers.remote.scorer import TokenScorer
 
 STUDENT = "student"
 """The trainee that is not an assistant."""
+INITIALIZATION = "birth"
+"""What the random seeds of initialisations are made of, as in the first release: with another name, the results of every seed would change."""
 QUANTIZED = f"{STUDENT}/quantized"
 """The student's quantization-aware phase, if it has one."""
 FEATURE_EPOCHS = 4.0

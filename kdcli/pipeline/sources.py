@@ -20,7 +20,7 @@ from kdcli.models.checkpoint import Checkpoint, find, find_tokenizer, has_head, 
 from kdcli.models.dtypes import chosen_dtype
 from kdcli.pipeline.cache import is_saved
 from kdcli.pipeline.keys import NewModel, cache_path
-from kdcli.pipeline.plan import build_initializer
+from kdcli.pipeline.plan import INITIALIZATION, build_initializer
 from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
 from kdcli.tasks import task_of
 from kdcli.teachers.remote.protocol import RemoteTeacher
@@ -114,7 +114,7 @@ def _new_model(cfg: Config, component: Component, data: Data, state: PartialStat
         with Lock(folder.with_suffix(".lock")):
             if not is_saved(folder):
                 tokenizer = learn_vocabulary(data["train"], cfg.teacher.vocab_size)
-                seed_everything(stage_seed(cfg.seed, "teacher: birth"))  # the name is part of the seed
+                seed_everything(stage_seed(cfg.seed, f"teacher: {INITIALIZATION}"))
                 with replaced(folder) as temporary:
                     initializer.over(tokenizer).save_pretrained(temporary)
                     tokenizer.save_pretrained(temporary)

@@ -35,6 +35,7 @@ from kdcli.models.vocabulary import save_tokenizer
 from kdcli.pipeline.cache import is_saved
 from kdcli.pipeline.calibration import calibrate_trained
 from kdcli.pipeline.plan import (
+    INITIALIZATION,
     QUANTIZED,
     STUDENT,
     Phase,
@@ -122,7 +123,7 @@ def initialize_student(run: Run, teacher_data: TeacherData) -> Checkpoint:
     """Return the untrained student, the same one for student and control, saved as a directory."""
     folder = initial_folder(run, run.trainee)
     if run.state.is_main_process and not is_saved(folder):
-        seed_everything(stage_seed(run.cfg.seed, "birth"))  # the name is part of the seed
+        seed_everything(stage_seed(run.cfg.seed, INITIALIZATION))
         model, tokenizer = run.initializer.initialize(run.task, teacher_data.teacher, teacher_data.rows)
         require_smaller(run, parameters(model))
         with replaced(folder) as temporary:

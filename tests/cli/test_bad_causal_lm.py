@@ -95,7 +95,7 @@ def test_a_student_that_sees_what_it_shall_predict(refused: Refused, tmp_path: P
     ],
     ids=["layers", "pruned", "vocabulary", "composed", "opt"],
 )  # fmt: skip
-def test_a_student_that_cannot_be_born(
+def test_a_student_that_cannot_be_initialized(
     teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], words: list[str]
 ) -> None:
     """Found after hours of the teacher's tuning, and of its answers."""

@@ -97,12 +97,12 @@ def refused(small: list[str], here: Path, capsys: pytest.CaptureFixture[str]) ->
         (["hydra.run.dri=runs"], ("hydra.run.dri", "hydra.run.dir")),
         (["~loss.soft_labl"], ("loss.soft_labl", "loss.soft_label")),
         (
-            ["experiment=tinybert", "stages.inside.trainer.epoch=2"],
-            ("stages.inside.trainer.epoch", "epochs"),
+            ["experiment=tinybert", "stages.features.trainer.epoch=2"],
+            ("stages.features.trainer.epoch", "epochs"),
         ),
         (
-            ["experiment=tinybert", "stages.insid.trainer.epochs=2"],
-            ("stages.insid.trainer.epochs", "stages.inside.trainer.epochs"),
+            ["experiment=tinybert", "stages.featurs.trainer.epochs=2"],
+            ("stages.featurs.trainer.epochs", "stages.features.trainer.epochs"),
         ),
         (["distil"], ("'distil'", "KEY=VALUE", "distill")),
         (["trainer.epochs=[1"], ("trainer.epochs=[1",)),

@@ -134,7 +134,7 @@ def inline_code() -> Iterator[tuple[str, str]]:
 
 
 @functools.cache
-def all_known() -> list[index.Key]:
+def all_known() -> list[index.ConfigKey]:
     """The keys of all commands and of the components that the pages name."""
     keys = {(key.name, key.commands): key for choice in CHOICES for key in index.all_keys(choice)}
     return list(keys.values())

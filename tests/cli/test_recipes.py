@@ -15,7 +15,7 @@ SHAPE = ["student.hidden_size=16", "student.num_hidden_layers=2", "student.num_a
 RECIPES = {
     "tinybert": (
         SHAPE,
-        {"inside/embeddings", "inside/hidden_states", "inside/attention", "answers/soft_label"},
+        {"features/embeddings", "features/hidden_states", "features/attention", "predictions/soft_label"},
     ),
     "patient": (
         ["student.num_hidden_layers=2", "student.layers=[0,1]"],
@@ -27,7 +27,7 @@ RECIPES = {
     ),
     "assistant": (
         [*SHAPE, *(item.replace("student.", "stages.assistant.student.") for item in SHAPE)],
-        {"answers/soft_label", "answers/hard_label"},
+        {"from_assistant/soft_label", "from_assistant/hard_label"},
     ),
 }
 

@@ -312,7 +312,7 @@ def test_what_runs_the_other_files_without_kdcli_tags_as_the_student_does(
 
 
 def test_conll_files_smoke_and_a_cut_student(distil: Run, tmp_path: Path) -> None:
-    """A rehearsal, a format or a birth that works for texts with one label alone."""
+    """A rehearsal, a format or an initialization that works for texts with one label alone."""
     sizes = {"B-good": "good_B", "I-good": "good_M", "B-bad": "bad_B", "I-bad": "bad_M", "O": "none"}
     lines = [
         f"# text = {' '.join(row['tokens'])}\n"

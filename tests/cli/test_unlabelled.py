@@ -29,7 +29,7 @@ def test_text_without_labels_teaches_the_student_alone(
 ) -> None:
     """A teacher or a control that is trained on rows without a gold label, or on fewer gold rows than before."""
     options = [f"teacher.path={body}", "dataset.labelled=100", "dataset.limit=150", *BRIEF]
-    options.append("student.embeddings=random")  # else both are born with an eye on the text
+    options.append("student.embeddings=random")  # else both are initialized from the text
     plain = distil("plain", *options)
     taught = distil("taught", *options, f"dataset.unlabelled={more}", "dataset.unlabelled_limit=120")
     before, after = (json.loads((run / "report.json").read_text()) for run in (plain, taught))

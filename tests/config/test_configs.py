@@ -19,7 +19,7 @@ from support.commands import naming, require_one_message, require_words
 
 from kdcli.config.check import check, defaults
 from kdcli.config.components import locate
-from kdcli.config.index import Key, keys, keys_below
+from kdcli.config.index import ConfigKey, keys, keys_below
 from kdcli.config.paths import conf_dir
 from kdcli.config.schema import COMMANDS
 from kdcli.launch.choices import list_groups
@@ -84,7 +84,7 @@ def test_every_option_composes_and_binds(compose: Compose, command: str, path: P
     require_indexed(tree, keys(command, {group: option}), given={"model", "run"})
 
 
-def require_indexed(tree: dict[str, Any], known: list[Key], given: set[str]) -> None:
+def require_indexed(tree: dict[str, Any], known: list[ConfigKey], given: set[str]) -> None:
     """Refuse an index that lacks a key of a composed config, or holds another default than Hydra composes.
 
     Args:

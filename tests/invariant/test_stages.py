@@ -91,7 +91,7 @@ def test_steps_of_a_stage_are_counted_after_two_kills(
 
 
 def test_stages_follow_one_another_and_resume(distil: Distil, small: list[str], tmp_path: Path) -> None:
-    """A stage that begins from the born student, or is trained anew after a kill, is not the recipe that the paper describes."""
+    """A stage that begins from the initialized student, or is trained anew after a kill, is not the recipe that the paper describes."""
     options = [*TWO, "trainer.epochs=2", "trainer.eval_steps=10", "dataset.labelled=300"]
     whole = distil("whole", *options)
     report = json.loads((whole / "report.json").read_text())

@@ -132,8 +132,8 @@ def test_saved_student_is_a_plain_model(distil: Distil) -> None:
         assert AutoTokenizer.from_pretrained(run / name)("a good film")["input_ids"]
 
 
-def test_control_has_the_same_birth_and_steps_and_no_teacher(distil: Distil) -> None:
-    """A control that is trained for less, or born elsewhere, makes any teacher look good."""
+def test_control_has_the_same_initialization_and_steps_and_no_teacher(distil: Distil) -> None:
+    """A control that is trained for less, or initialized from something else, makes any teacher look good."""
     run = distil("run", "dataset.labelled=100", "trainer.epochs=1")
     report = json.loads((run / "report.json").read_text())
     steps = {stage["name"]: stage["steps"] for stage in report["stages"]}

@@ -551,7 +551,7 @@ def test_sources_that_only_the_teacher_translates(
 
 
 @pytest.mark.parametrize(
-    "birth",
+    "initializer",
     [
         ["student=layers", "student.num_hidden_layers=1", "student.decoder_layers=1"],
         ["student=pruned", "student.intermediate_size=32", "student.importance=activation"],
@@ -562,9 +562,9 @@ def test_sources_that_only_the_teacher_translates(
     ],
 )
 def test_students_cut_out_of_a_translator(
-    options: list[str], birth: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: list[str], initializer: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Births that look at the data take the target's tokens for the source's."""
+    """Initializers that read the data take the target's tokens for the source's."""
     from transformers import AutoModelForSeq2SeqLM
 
     monkeypatch.chdir(tmp_path)
@@ -576,7 +576,7 @@ def test_students_cut_out_of_a_translator(
         "student.allow_same_size=true",
         "hydra.run.dir=run",
     ]
-    assert launch("distill", [*others, *birth, *more]) == 0
+    assert launch("distill", [*others, *initializer, *more]) == 0
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run" / "student")
     assert model.config.decoder_layers == 1
     report = json.loads((tmp_path / "run" / "report.json").read_text())

@@ -15,7 +15,7 @@ from kdcli.config.check import defaults
 from kdcli.config.components import arguments_model, locate, section_of, union_members
 from kdcli.config.declarations import REQUIRED, Alternative, Declaration, arguments, fields, find_class
 from kdcli.config.groups import config_groups, group_options
-from kdcli.config.index import COMMANDS, Key, all_keys, keys, keys_below, keys_named
+from kdcli.config.index import COMMANDS, ConfigKey, all_keys, keys, keys_below, keys_named
 from kdcli.config.paths import conf_dir
 from kdcli.config.schema import COMMANDS as SCHEMAS
 from kdcli.errors import ConfigError
@@ -117,7 +117,7 @@ def test_arguments_are_those_of_the_constructors() -> None:
             assert (each.default == REQUIRED) == model.model_fields[each.name].is_required()
 
 
-def undocumented(known: Sequence[Key]) -> set[str]:
+def undocumented(known: Sequence[ConfigKey]) -> set[str]:
     return {key.name for key in known if not key.meaning.strip(" .")}
 
 

@@ -64,7 +64,7 @@ START_AT_END = ("Bart", "MBart", "M2M100")
 
 
 def create(tokenizer: Any, family: str, steps: int = 40, **changes: Any) -> transformers.PreTrainedModel:
-    """A model of a moment's training, so that it ends its texts and its weights are no longer what they were born as."""
+    """A model of a moment's training, so that it ends its texts and its weights are no longer those that they were initialized with."""
     name, shape = FAMILIES[family]
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
     own = {"vocab_size": len(tokenizer), "pad_token_id": pad, "eos_token_id": end}

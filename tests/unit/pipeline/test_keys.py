@@ -19,10 +19,10 @@ from kdcli.data.dataset import Data
 from kdcli.models.checkpoint import Checkpoint
 from kdcli.pipeline.keys import (
     AugmentedCopies,
+    CacheKey,
     CheckedTexts,
     Completions,
     CompletionScores,
-    Key,
     NewModel,
     TeacherOutputs,
     TunedTeacher,
@@ -35,7 +35,7 @@ from kdcli.tasks import task_of
 
 TEACHER = {TeacherOutputs, Completions, CompletionScores, CheckedTexts}
 ALL_OF_TEXT = {TunedTeacher, *TEACHER}
-IN_KEY: dict[str, set[type[Key]]] = {
+IN_KEY: dict[str, set[type[CacheKey]]] = {
     "seed": {TunedTeacher, NewModel, AugmentedCopies, Completions},
     "teacher.target": TEACHER,
     "teacher.top_k": {TeacherOutputs},
@@ -228,7 +228,7 @@ def config(teacher: Path) -> Distill:
     )
 
 
-def keys(cfg: Distill, teacher: Path, folder: Path, kind: str) -> dict[type[Key], Path]:
+def keys(cfg: Distill, teacher: Path, folder: Path, kind: str) -> dict[type[CacheKey], Path]:
     """The folder of each result, for a classifier or a language model."""
     labels = ["bad", "good"] if kind == "classification" else []
     own = {"text": "a good film", "label": 1} if labels else {"prompt": "a", "completion": "b"}

@@ -78,7 +78,7 @@ def large_teacher(folder: Path, teacher: Path) -> int:
 def test_a_plan_has_the_phases_of_the_run_and_loads_no_weights(
     make_part: MakePart, tmp_path: Path, teacher: Path
 ) -> None:
-    """The plan takes the memory that it is to foretell, or forgets what is in memory beside the student."""
+    """The plan takes the memory that it is to estimate, or forgets what is in memory beside the student."""
     count = large_teacher(tmp_path / "large", teacher)
     assert count > 1.4e8
     before = restart_peak() or 0

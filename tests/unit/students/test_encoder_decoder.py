@@ -9,7 +9,7 @@ from support.tiny import pairs
 from kdcli.students.encoder_decoder import EncoderDecoder, learn_vocabulary
 
 
-def test_a_deep_translator_is_born_able_to_learn() -> None:
+def test_a_deep_translator_is_initialized_able_to_learn() -> None:
     """Branches stronger than what they are added to: after ten epochs a model of Marian's shape still writes nonsense."""
     rows = [{"source": source, "target": target} for source, target in pairs(20)]
     tokenizer = learn_vocabulary(datasets.Dataset.from_list(rows), 300)

@@ -157,7 +157,7 @@ def test_a_turn_ends_where_the_template_closes_it(chat: bool, tmp_path: Path) ->
         model.get_input_embeddings().weight.zero_()  # writes the first token: <|end|>
     row = {"id": "a", "prompt": "the film:", "completion": " good"}
     options = {"max_new_tokens": 4, "batch_size": 1}
-    for _ in ("as it was born", "as it is saved"):
+    for _ in ("as it was initialized", "as it is saved"):
         assert task.replies(model, tokenizer, datasets.Dataset.from_list([row]), 64, **options) == [
             ("", chat)
         ]
