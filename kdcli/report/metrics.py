@@ -62,7 +62,7 @@ def imbalance_lines(report: Report) -> list[str]:
 
 
 def calibration_lines(report: Report) -> list[str]:
-    """Return a warning if the probabilities of a classifier are further from its share of right answers than `MISCALIBRATED`."""
+    """Return a warning if the probabilities of a classifier are further from its share of right predictions than `MISCALIBRATED`."""
     student = report["models"].get("student") or {}
     error = format_number((student.get("scores") or {}).get("ece"))
     if error is None or error <= MISCALIBRATED or not report.get("labels") or report.get("smoke"):
@@ -74,7 +74,7 @@ def calibration_lines(report: Report) -> list[str]:
         else "It was not calibrated (student.calibrate, and enough validation rows: dataset.validation_size)."
     )
     return [
-        f"The student's calibration error is {error:.2f}: its probabilities are not shares of right answers. {remedy}"
+        f"The student's calibration error is {error:.2f}: its probabilities are not shares of right predictions. {remedy}"
     ]
 
 

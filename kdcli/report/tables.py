@@ -165,7 +165,7 @@ def eval_table(result: Mapping[str, Any]) -> None:
 
 
 UNRUN = (
-    "Nothing here runs these files: their answers and their speed are not known. Compare them on the device."
+    "Nothing here runs these files: their predictions and their speed are not known. Compare them on the device."
 )
 
 
@@ -265,7 +265,7 @@ def load_lines(result: Mapping[str, Any]) -> list[str]:
                 at.append(
                     f"{format_milliseconds(rate['latency_ms']['p95'])} at {rate['requests_per_s']:g} a second{late}"
                 )
-            line = f"{name}: from raw text to answer, 95 % of requests within {', '.join(at)}"
+            line = f"{name}: from raw text to output, 95 % of requests within {', '.join(at)}"
             if load["limit_ms"] is not None:
                 most = load["most_requests_per_s"]
                 kept_text = (

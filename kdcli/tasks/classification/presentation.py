@@ -41,7 +41,7 @@ classify = pipeline("text-classification", model="path/to/this/directory")
 print(classify("A text to classify."))""",
         figures="""p50 is the latency
 of one row at a time on the machine of the run. ECE is the expected calibration error: 0 is best.""",
-        agreement="It gives the teacher's answer to {} of the test rows.",
+        agreement="It predicts the teacher's label for {} of the test rows.",
         limits="Scores are averages: single classes can be much worse, see the run's `report.json`.",
         labelled="kept their gold label",
     ),
