@@ -418,6 +418,10 @@ REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
         file("a.jsonl", LINES + '{"text": "cut'),
         ("a.jsonl", "line 61", "not JSON", "dataset.bad_rows=drop"),
     ),
+    "a text of JSON that is a number, below blank lines": (
+        file("a.jsonl", LINES.replace("\n", "\n\n", 2) + '{"text": 5, "label": "bad"}\n'),
+        ("in/a.jsonl", "line 63", "the text is 5", "dataset.bad_rows=drop"),
+    ),
     "an empty text": (
         file("a.csv", PLAIN.replace("\n", "\n\n", 3) + " ,bad\n"),
         ("in/a.csv", "line 65", "the text", "empty", "dataset.bad_rows=drop"),
