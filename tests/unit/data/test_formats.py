@@ -619,7 +619,7 @@ INIT_REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
     ),
     "spans of which most cannot be read": (
         file("a.jsonl", "".join(json.dumps({"text": text, "entities": [{"text": "a", "label": "X"}] * (number % 4 > 0)}) + "\n" for number, (text, _) in enumerate(ROWS))),
-        ("row 2", "45 of 60 rows", "dataset.bad_rows=drop"),
+        ("line 2", "45 of 60 rows", "dataset.bad_rows=drop"),
     ),
     "keys of a table for a text": (file("a.txt", "one two\n\nthree\n"), ("dataset.columns",)),
 }  # fmt: skip
