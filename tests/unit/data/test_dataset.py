@@ -424,22 +424,22 @@ def test_replace_leaves_a_word_out_with_its_tag(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"tokens": ["a", "b"], "ner": ["O"]}, ("2 words", "1 tags")),
-        ({"tokens": ["\u200b", " "], "ner": ["O", "O"]}, ("no words", "remove")),
-        ({"tokens": ["a", None], "ner": ["O", "O"]}, ("word 2", "None", "string")),
-        ({"tokens": [], "ner": []}, ("no words", "remove")),
-        ({"tokens": 7, "ner": ["O", "O"]}, ("the words", "7", "a list")),
-        ({"tokens": ["a"], "ner": 0}, ("the tags", "0", "a list")),
-        ({"tokens": ["a"], "ner": [None]}, ("word 1", "tag", "missing", "write O")),
-        ({"tokens": ["a"], "ner": [["O"]]}, ("label", "['O']", "a name", "an integer")),
-        ({"tokens": ["a"], "ner": ["I-PRE"]}, ("label 'I-PRE'", "B-LOC, B-PER, I-PER, O", "mean I-PER?", "dataset.labels")),
+        ({"tokens": ["a", "b"], "ner": ["O"]}, ("line 2", "2 words", "1 tags")),
+        ({"tokens": ["\u200b", " "], "ner": ["O", "O"]}, ("line 2", "no words", "remove")),
+        ({"tokens": ["a", None], "ner": ["O", "O"]}, ("line 2", "word 2", "None", "string")),
+        ({"tokens": [], "ner": []}, ("line 2", "no words", "remove")),
+        ({"tokens": 7, "ner": ["O", "O"]}, ("line 2", "the words", "7", "a list")),
+        ({"tokens": ["a"], "ner": 0}, ("line 2", "the tags", "0", "a list")),
+        ({"tokens": ["a"], "ner": [None]}, ("line 2", "word 1", "tag", "missing", "write O")),
+        ({"tokens": ["a"], "ner": [["O"]]}, ("line 2", "label", "['O']", "a name", "an integer")),
+        ({"tokens": ["a"], "ner": ["I-PRE"]}, ("row 2", "label 'I-PRE'", "B-LOC, B-PER, I-PER, O", "mean I-PER?", "dataset.labels")),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )  # fmt: skip
 def test_tagged_rows_that_are_refused(tmp_path: Path, row: dict[str, Any], words: tuple[str, ...]) -> None:
     """Words and tags that are paired up to the shorter of the two; a row of nothing."""
     path = write_jsonl(tmp_path / "a.jsonl", [TAGGED[0], row, *TAGGED])
-    require_words(refused(path, **WORDS, labels=NAMES), "a.jsonl", "row 2", *words)
+    require_words(refused(path, **WORDS, labels=NAMES), "a.jsonl", *words)
 
 
 def test_tags_that_are_refused(tmp_path: Path) -> None:
@@ -480,7 +480,7 @@ def test_text_pair(tmp_path: Path) -> None:
     assert pairs == {(row["a"], row["b"]) for row in rows}
     rows[5]["b"] = "  "
     message = refused(write_jsonl(tmp_path / "b.jsonl", rows), text="a", text_pair="b")
-    require_words(message, "b.jsonl", "row 6", "the text", "empty")
+    require_words(message, "b.jsonl", "line 6", "the text", "empty")
 
 
 def test_empty_and_missing_texts(tmp_path: Path) -> None:
@@ -492,7 +492,7 @@ def test_empty_and_missing_texts(tmp_path: Path) -> None:
     require_words(message, "a.parquet", "row 1", "the text", "None", "string")
     rows = [{"text": 5, "label": "bad"}, *({"text": text, "label": label} for text, label in ROWS)]
     message = refused(write_jsonl(tmp_path / "a.jsonl", rows))
-    require_words(message, "a.jsonl", "row 1", "the text", "5", "string")
+    require_words(message, "a.jsonl", "line 1", "the text", "5", "string")
 
 
 def test_replace_cleans_before_rows_are_compared(tmp_path: Path) -> None:
@@ -514,7 +514,7 @@ def test_half_a_character(tmp_path: Path) -> None:
         *({"text": text, "label": label} for text, label in ROWS),
     ]
     message = refused(write_jsonl(tmp_path / "a.jsonl", rows))
-    require_words(message, "a.jsonl", "row 1", "the text", "'half \\ud83d'", "surrogate")
+    require_words(message, "a.jsonl", "line 1", "the text", "'half \\ud83d'", "surrogate")
 
 
 # ---- files -------------------------------------------------------------------------------------------
@@ -918,7 +918,7 @@ def test_causal_rows_that_are_refused(
     """A row without an answer teaches silence; a traceback of the chat template, an hour later, names no row."""
     good = next(rows for form, rows in FORMS if form == keys)
     message = refused(write_jsonl(tmp_path / "a.jsonl", [good[0], row, *good]), **keys)
-    require_words(message, "a.jsonl", "row 2", *words)
+    require_words(message, "a.jsonl", "line 2", *words)
 
 
 @pytest.mark.parametrize("keys", [COLUMNS, SAID, {"label": None}], ids=["pairs", "messages", "text"])
@@ -1162,18 +1162,18 @@ def test_fewer_rows_than_a_batch() -> None:
         ('{"text": ' + "[" * 10**5 + "]" * 10**5 + ', "label": "good"}', ("line 61", "not JSON")),
         ('{"a": ' * 10**5 + "1" + "}" * 10**5, ("line 61", "not JSON")),
         ('{"text": "a b", "label": ' + "9" * 5000 + "}", ("line 61", "not JSON")),
-        ('{"text": "a b", "label": 1e999}', ("row 61", "the label", "inf")),
-        ('{"text": "a b", "label": Infinity}', ("row 61", "the label", "inf")),
-        ('{"text": "a b", "label": 1e300}', ("row 61", "the label", "1e+300")),
-        (r'{"text": "a b", "label": "\ud800"}', ("row 61", "the label")),
-        (r'{"text": "a b", "label": "\u0000"}', ("row 61", "the label")),
-        (r'{"text": "a b", "label": "\u001b[2J"}', ("row 61", "the label")),
-        (r'{"text": "a b", "label": "a\nb"}', ("row 61", "the label")),
-        (r'{"text": "a b", "label": "\u202egood"}', ("row 61", "the label")),
-        ('{"text": "a b", "label": "' + "x" * 1001 + '"}', ("row 61", "dataset.label", "right column")),
+        ('{"text": "a b", "label": 1e999}', ("line 61", "the label", "inf")),
+        ('{"text": "a b", "label": Infinity}', ("line 61", "the label", "inf")),
+        ('{"text": "a b", "label": 1e300}', ("line 61", "the label", "1e+300")),
+        (r'{"text": "a b", "label": "\ud800"}', ("line 61", "the label")),
+        (r'{"text": "a b", "label": "\u0000"}', ("line 61", "the label")),
+        (r'{"text": "a b", "label": "\u001b[2J"}', ("line 61", "the label")),
+        (r'{"text": "a b", "label": "a\nb"}', ("line 61", "the label")),
+        (r'{"text": "a b", "label": "\u202egood"}', ("line 61", "the label")),
+        ('{"text": "a b", "label": "' + "x" * 1001 + '"}', ("line 61", "dataset.label", "right column")),
         ('{"text": "a b", "label": "good", "label": "bad"}', ("line 61", "key 'label'", "twice")),
-        (r'{"text": "a \ud800", "label": "good"}', ("row 61", "the text", "surrogate")),
-        ('{"text": ["a"], "label": "good"}', ("row 61", "the text", "['a']")),
+        (r'{"text": "a \ud800", "label": "good"}', ("line 61", "the text", "surrogate")),
+        ('{"text": ["a"], "label": "good"}', ("line 61", "the text", "['a']")),
     ],
 )
 def test_hostile_jsonl(tmp_path: Path, row: str, words: tuple[str, ...]) -> None:

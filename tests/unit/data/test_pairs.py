@@ -175,11 +175,11 @@ def test_no_step_takes_a_pair_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"en": "", "de": "leer"}, ("row 3", "the source", "empty", "remove", "fill")),
-        ({"en": "empty", "de": " \t"}, ("row 3", "the target", "empty")),
-        ({"en": "none", "de": None}, ("row 3", "the target", "None", "string")),
-        ({"en": ["a list"], "de": "Liste"}, ("row 3", "the source", "['a list']", "string")),
-        ({"en": "half \ud83d", "de": "halb"}, ("row 3", "the source", "'half \\ud83d'", "surrogate")),
+        ({"en": "", "de": "leer"}, ("line 3", "the source", "empty", "remove", "fill")),
+        ({"en": "empty", "de": " \t"}, ("line 3", "the target", "empty")),
+        ({"en": "none", "de": None}, ("line 3", "the target", "None", "string")),
+        ({"en": ["a list"], "de": "Liste"}, ("line 3", "the source", "['a list']", "string")),
+        ({"en": "half \ud83d", "de": "halb"}, ("line 3", "the source", "'half \\ud83d'", "surrogate")),
         ({"en": "no target"}, ("line 3", "no column 'de'", "columns: en)", "dataset.source=")),
     ],
     ids=["empty source", "empty target", "null", "list", "surrogate", "missing"],
@@ -198,8 +198,8 @@ def test_pairs_that_are_refused(tmp_path: Path, row: dict[str, Any], words: tupl
         ({"t": {"en": "x", "de": "y"}}, ("t.en", "t.deu"), ("line 1", "'deu'", "mean de?", "en, de)")),
         ({"t": "x = y"}, ("t.en", "t.de"), ("line 61", "a mapping", "'en'", "'x = y'")),
         ({"t": {"en": "x", "de": "y"}}, ("u.en", "u.de"), ("line 1", "no column 'u.en'", "columns: t)", "dataset.source=")),
-        ({"t": {"en": "x", "de": None}}, ("t.en", "t.de"), ("row 61", "the target", "None", "string")),
-        ({"t": {"en": "x", "de": "y"}}, ("t", "t.de"), ("row 1", "the source", "{'en'", "COLUMN.en")),
+        ({"t": {"en": "x", "de": None}}, ("t.en", "t.de"), ("line 61", "the target", "None", "string")),
+        ({"t": {"en": "x", "de": "y"}}, ("t", "t.de"), ("line 1", "the source", "{'en'", "COLUMN.en")),
     ],
     ids=["no such key", "no mapping", "no such column", "null", "whole mapping"],
 )  # fmt: skip

@@ -102,17 +102,17 @@ REFUSED_TABLES: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
     "a word without a tag (null)": (
         [{"words": ["a", "b"], "tags": ["B-X", None]}, {"words": ["c"], "tags": ["O"]}],
         {},
-        ["row 1", "word 2", "-100"],
+        ["line 1", "word 2", "-100"],
     ),
     "more or fewer tags than words": (
         [{"words": "one two three", "tags": "positive"}],
         {},
-        ["row 1", "3 words", "1 tags"],
+        ["line 1", "3 words", "1 tags"],
     ),
     "lists of sentences in a row": (
         [{"words": [["a", "b"], ["c"]], "tags": [["O", "O"], ["B-X"]]}],
         {},
-        ["row 1", "word 1", "['a', 'b']"],
+        ["line 1", "word 1", "['a', 'b']"],
     ),
     "a word a row of csv, with empty rows between sentences": (
         "words,tags\n" + ",\n".join("".join(f"{word},{tag}\n" for word, tag in each) for each in SENTENCES),
@@ -222,27 +222,27 @@ READ_SPANS: dict[str, tuple[dict[str, Any], str, str, Sentences]] = {
 REFUSED_SPANS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "spans that overlap": (
         {"text": TEXT, "label": [[0, 8, "PER"], [5, 8, "NAME"]]},
-        ["row 1", "[0, 8, 'PER']", "[5, 8, 'NAME']", "overlap"],
+        ["line 1", "[0, 8, 'PER']", "[5, 8, 'NAME']", "overlap"],
     ),
     "spans that do not lie in the text": (
         {"text": TEXT, "label": [[18, 60, "LOC"]]},
-        ["row 1", "[18, 60, 'LOC']", "28 characters"],
+        ["line 1", "[18, 60, 'LOC']", "28 characters"],
     ),
     "spans that quote another text": (
         {"text": TEXT, "label": [{"start": 0, "end": 4, "text": "Otto", "label": "PER"}]},
-        ["row 1", "'Otto'", "'Anna'"],
+        ["line 1", "'Otto'", "'Anna'"],
     ),
     "spans of words": (
         {"text": TEXT.split(), "label": [[0, 1, "PER"]]},
-        ["row 1", "spans of characters", "dataset.words="],
+        ["line 1", "spans of characters", "dataset.words="],
     ),
     "no spans at all (null)": (
         {"text": TEXT, "label": None},
-        ["row 1", "the tags are missing", "[]"],
+        ["line 1", "the tags are missing", "[]"],
     ),
     "other mappings (CLUENER)": (
         {"text": TEXT, "label": {"PER": {"Anna Lee": [[0, 7]]}}},
-        ["row 1", "[start, end, type]", "label"],
+        ["line 1", "[start, end, type]", "label"],
     ),
 }
 
