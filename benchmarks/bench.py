@@ -1,4 +1,4 @@
-"""The figures of benchmarks/README.md: `python benchmarks/bench.py [startup throughput demo exports page seeds]`, by default all.
+"""The figures of benchmarks/README.md: `python benchmarks/bench.py [startup throughput demo exports page seeds sync]`, by default all.
 
 Times are medians, comparisons are ratios taken in one run. Leave the machine alone meanwhile.
 """
@@ -223,6 +223,36 @@ def seeds(runs: str = "runs/bench") -> None:
         )
 
 
+def sync() -> None:
+    """The share of a run that waits until its checkpoints and models are on the disk (fsync): the default run of 3,000 tweets, without measurement."""
+    from kdcli.launch.run import launch
+
+    waited = 0.0
+    write_through = os.fsync
+
+    def timed(descriptor: int) -> None:
+        nonlocal waited
+        began = time.perf_counter()
+        write_through(descriptor)
+        waited += time.perf_counter() - began
+
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        os.environ["KDCLI_CACHE_DIR"] = str(Path(folder) / "cache")
+        few = [
+            "dataset.limit=3000",
+            "dataset.labelled=null",
+            "dataset.validation_size=500",
+            "dataset.test_size=500",
+        ]
+        os.fsync = timed
+        began = time.perf_counter()
+        status = launch("distill", [*few, "measure=null", f"hydra.run.dir={folder}/run"])
+        seconds = time.perf_counter() - began
+        os.fsync = write_through
+    assert status == 0, status
+    print(f"sync: {waited:.2f} s of {seconds:.1f} s are fsync: {waited / seconds:.1%} (at most 3 %)")
+
+
 def exports(targets: Sequence[str] = ("cpu", "intel", "mobile", "browser", "cuda", "apple")) -> None:
     """The default run's student for each target, on one thread, and beside it its teacher in eager torch, interleaved on the same rows."""
     from kdcli.config.check import check
@@ -324,6 +354,7 @@ if __name__ == "__main__":
         "exports": exports,
         "page": page,
         "seeds": seeds,
+        "sync": sync,
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", nargs="*", choices=[*every, []], help="default: all")
