@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -44,6 +45,8 @@ BUFFERS = re.compile(
 )
 """The names of tensors that older checkpoints hold in addition to the weights, and that newer models compute."""
 POOLER = re.compile(r"(^|\.)pooler\.")
+DTYPES = "float32", "float16", "bfloat16", "float64"
+"""The precisions in which a config.json may name the weights as stored."""
 LARGEST_WEIGHT = 1e9
 ATTENTION = re.compile(r"(attn|experts)_implementation")
 FLOATS = re.compile(r"B?F\d")
@@ -161,6 +164,11 @@ def require_config(config: Mapping[str, Any], name: str, largest: float) -> None
     kind = config.get("model_type")
     if kind is not None and not isinstance(kind, str):
         raise wrong("model_type", kind, "a string is expected")
+    inner = [each for key, each in config.items() if isinstance(each, dict) and key != "quantization_config"]
+    for part, key in itertools.product((config, *inner), ("dtype", "torch_dtype")):
+        value = part.get(key)
+        if value is not None and not (isinstance(value, str) and value.removeprefix("torch.") in DTYPES):
+            raise wrong(key, value, f"one of {', '.join(DTYPES)} is expected")
     labels = config.get("id2label")
     if labels is not None:
         if not isinstance(labels, dict) or not all(

@@ -164,9 +164,7 @@ def eval_table(result: Mapping[str, Any]) -> None:
             )
 
 
-UNRUN = (
-    "Nothing here runs these files: their predictions and their speed are not known. Compare them on the device."
-)
+UNRUN = "Nothing here runs these files: their predictions and their speed are not known. Compare them on the device."
 
 
 def export_table(result: Mapping[str, Any]) -> None:
