@@ -117,7 +117,7 @@ def test_a_student_that_cannot_be_initialized(
 def test_an_empty_completion(refused: Refused, tmp_path: Path, completion: str | None) -> None:
     """A row without an answer teaches the model to say nothing."""
     message = refused(*pairs(tmp_path, {"prompt": "the film:", "completion": completion}))
-    require_words(message, "rows.jsonl", "row 81", "completion")
+    require_words(message, "rows.jsonl", "line 81", "completion")
 
 
 def test_an_answer_that_says_nothing(refused: Refused, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_an_answer_that_says_nothing(refused: Refused, tmp_path: Path) -> None:
     ]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     message = refused("dataset=jsonl", f"dataset.path={path}", "dataset.messages=messages")
-    require_words(message, "rows.jsonl", "row 2", "message 2", "empty")
+    require_words(message, "rows.jsonl", "line 2", "message 2", "empty")
 
 
 @pytest.mark.parametrize("chat", ["false", "true"])

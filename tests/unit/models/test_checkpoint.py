@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -204,7 +205,7 @@ def test_a_generation_config_with_keys_that_have_no_effect_can_be_saved(tmp_path
     own = {"do_sample": False, "temperature": 0.6, "top_p": 0.9, "length_penalty": 0.8, "bos_token_id": 7}
     written("generation_config.json", json.dumps(own).encode())(tmp_path / "published")
     loaded, _ = CausalLM().from_pretrained(tmp_path / "published", local_files_only=True)
-    CausalLM().prepare_for_saving(loaded, tokenizer, 16)
+    CausalLM().prepare_for_saving(loaded, copy.deepcopy(tokenizer), 16)
     loaded.save_pretrained(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
     assert (saved["bos_token_id"], saved["do_sample"]) == (7, False)
