@@ -1319,6 +1319,16 @@ def on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def test_bad_rows_of_a_hub_data_set(on_the_hub: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An empty text of a data set from the hub is learned, or its remedy does nothing."""
+    rows = [{"text": text, "label": label} for text, label in ROWS]
+    write_jsonl(on_the_hub / "data.jsonl", [*rows, {"text": " ", "label": "good"}])
+    require_words(refused(Path("someone/words"), format="hub"), "row 61", "the text", "dataset.bad_rows=drop")
+    data = load(Dataset(path="someone/words", format="hub", bad_rows="drop", **SIX))
+    assert sum(map(len, data.splits.values())) == len(rows)
+    require_words(caplog.text, "1 of 61 rows", "dropped")
+
+
 def test_deep_json_of_a_hub_data_set(on_the_hub: Path) -> None:
     """The native reader of JSON crashes, and kdcli with it; texts with brackets are refused."""
     rows = [{"text": f"{text} " + "[{" * 20, "label": label} for text, label in ROWS]
