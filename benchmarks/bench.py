@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -237,18 +238,17 @@ def sync() -> None:
         waited += time.perf_counter() - began
 
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        os.environ["KDCLI_CACHE_DIR"] = str(Path(folder) / "cache")
         few = [
             "dataset.limit=3000",
             "dataset.labelled=null",
             "dataset.validation_size=500",
             "dataset.test_size=500",
         ]
-        os.fsync = timed
+        cache = mock.patch.dict(os.environ, {"KDCLI_CACHE_DIR": str(Path(folder) / "cache")})
         began = time.perf_counter()
-        status = launch("distill", [*few, "measure=null", f"hydra.run.dir={folder}/run"])
+        with cache, mock.patch.object(os, "fsync", timed):
+            status = launch("distill", [*few, "measure=null", f"hydra.run.dir={folder}/run"])
         seconds = time.perf_counter() - began
-        os.fsync = write_through
     assert status == 0, status
     print(f"sync: {waited:.2f} s of {seconds:.1f} s are fsync: {waited / seconds:.1%} (at most 3 %)")
 

@@ -46,7 +46,7 @@ BUFFERS = re.compile(
 """The names of tensors that older checkpoints hold in addition to the weights, and that newer models compute."""
 POOLER = re.compile(r"(^|\.)pooler\.")
 DTYPES = "float32", "float16", "bfloat16", "float64"
-"""The precisions in which a config.json may name the weights as stored."""
+"""The values of `dtype` in a config.json with which transformers can build a model."""
 LARGEST_WEIGHT = 1e9
 ATTENTION = re.compile(r"(attn|experts)_implementation")
 FLOATS = re.compile(r"B?F\d")

@@ -162,7 +162,7 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int | None, str]
 
 
 def require_savable(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Check that a tokenizer can be saved, beside the models that are trained with it.
+    """Check that a tokenizer can be saved: it is saved with each model that is trained with it.
 
     Raises:
         ModelError
@@ -174,8 +174,8 @@ def require_savable(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
             raise
         except Exception as error:  # tokenizers raises Exception itself
             raise ModelError(
-                f"{name}: its tokenizer can be loaded and cannot be saved, as the student needs it: {shown(str(error))}; remove what is "
-                "none of its class's arguments from tokenizer_config.json"
+                f"{name}: its tokenizer can be loaded but cannot be saved with the student: {shown(str(error))}; remove the keys of "
+                "tokenizer_config.json that its class does not know"
             ) from None
 
 

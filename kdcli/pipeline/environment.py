@@ -25,7 +25,7 @@ CHECKED = {
 }
 """The keys that must not change while a run is continued, and what they describe."""
 SEEDED = {"initialization": INITIALIZATION, "student": STUDENT}
-"""What differs between the seeds of a run: its name in env.json, and the name that its random seed is made of."""
+"""Maps the stages that run once for each seed, by their names in env.json, to the names that are hashed into their random seeds."""
 
 
 def record_environment(parts: Sequence[Run]) -> None:

@@ -37,7 +37,7 @@ from kdcli.teachers.remote.scorer import TokenScorer
 STUDENT = "student"
 """The trainee that is not an assistant."""
 INITIALIZATION = "birth"
-"""What the random seeds of initialisations are made of, as in the first release: with another name, the results of every seed would change."""
+"""The name that is hashed into the random seeds of initialisations. It is the first release's: another name would change the results of every seed."""
 QUANTIZED = f"{STUDENT}/quantized"
 """The student's quantization-aware phase, if it has one."""
 FEATURE_EPOCHS = 4.0

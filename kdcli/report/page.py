@@ -186,7 +186,7 @@ def _page(
         ("smaller", *_ratio(verdict.get("compression"), "parameters")),
         ("faster", *_ratio(verdict.get("speedup"), metric.rates)),
         ("gain over control", gained, certainty if "control" in models else "no control"),
-        ("agreement", format_share(verdict.get("agreement")), metric.same_answer),
+        ("agreement", format_share(verdict.get("agreement")), metric.same_prediction),
         *metric.tiles(report),
     ]
     return {

@@ -36,7 +36,7 @@ class Metric:
     compact = False
     """Terminal tables (80 characters) join the score and its interval in one column, and tiles leave the unit to their note."""
     latency, latency_of, rate, rates = "p50", "latency", "rows/s", "rows per second"
-    item, gold, same_answer = "rows", "gold labels", "same label as the teacher"
+    item, gold, same_prediction = "rows", "gold labels", "same label as the teacher"
     latency_title = "Latency of one row"
     support = "test rows"
     """What the number of examples of a class counts."""

@@ -237,7 +237,7 @@ SIGNALS = [
     ([signal.SIGHUP], 129),
     ([signal.SIGTERM, signal.SIGINT], 130),
 ]
-"""Signals, 50 ms apart, and the exit code. A second one may come when the run has said its last word after the first, and is ending."""
+"""Signals, 50 ms apart, and the exit code. The second signal may arrive while the run already exits after the first."""
 
 
 @pytest.mark.parametrize("batch", batches(24, quick=0, size=8))

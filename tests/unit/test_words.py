@@ -24,7 +24,7 @@ SEEDS = {"birth"}
 
 
 OF_OLD_NAMES = {"test_words.py", "test_renamed.py", "test_old_names.py"}
-"""Tests that name what was renamed."""
+"""Tests that contain the old names."""
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:

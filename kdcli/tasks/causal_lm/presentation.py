@@ -42,7 +42,7 @@ class Perplexity(Metric):
     )
     compact = True
     latency, latency_of, rate, rates = "first token", "time to first token", "tokens/s", "tokens per second"
-    item, gold, same_answer = "tokens", "references", "same most likely token as the teacher"
+    item, gold, same_prediction = "tokens", "references", "same most likely token as the teacher"
     latency_title = "Time to first token"
     joint = ". It is"
     details = (

@@ -19,7 +19,7 @@ class Bleu(Metric):
     )
     compact = True
     latency, latency_of, rate, rates = "sentence", "time of a sentence", "tokens/s", "tokens per second"
-    item, gold, same_answer = "tokens", "references", "same most likely token as the teacher"
+    item, gold, same_prediction = "tokens", "references", "same most likely token as the teacher"
     latency_title = "Time of a sentence"
     terminal_scores = (("beam", "bleu_beam"), ("chrF", "chrf"))
     details = (

@@ -33,7 +33,7 @@ print(tag("A text with names in it ."))'''
 class EntityF1(Percentage):
     """F1 of entities: spans of words with a type."""
 
-    item, gold, same_answer = "words", "gold tags", "same tag as the teacher"
+    item, gold, same_prediction = "words", "gold tags", "same tag as the teacher"
     support = "test entities"
     chance = "no entity anywhere"
     details = (
