@@ -112,8 +112,8 @@ class Dataset(Section):
     `test` name. null: a column that has a usual name (split, set, subset, partition, fold …) and names of splits; none: no column, and rows are
     split by a hash of the text."""
     validation_size: SplitSize = 0.1
-    """The number of rows that are split off for it, or below 1 their share. With a share, rows that are added to the data move no other row to
-    another split; a number of rows is exact."""
+    """The number of rows that are split off for it, from each class in proportion, or below 1 their share. With a share, rows that are added to the
+    data leave the others in their splits, except for some that keep a class in proportion; a number of rows is exact."""
     test_size: SplitSize = 0.1
     """The number of rows that are split off for the test, or below 1 their share, as by `validation_size`."""
     text: str = "text"

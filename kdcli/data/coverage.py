@@ -21,7 +21,8 @@ def cover_classes(
 
     A split that lacks a class takes the group of the class that is nearest to its end of the range of hashes: test the lowest, validation
     the highest one. A split never loses its last group of a class. No split shrinks to less than half of its rows, and none of
-    `carved` grows to more than twice its rows, so that many rare classes leave rows to train and to test on. Frequent classes come first.
+    `carved` grows to more than twice its rows, so that many rare classes leave rows to train and to test on. Frequent classes come first,
+    and a split gives in exchange what it has most above its part.
 
     Args:
         split_of: the split of each group, in the order of their hashes; is changed.
@@ -54,6 +55,13 @@ def cover_classes(
         size, origin = rows[group], split_of[group]
         return totals[origin] - size >= fewest[origin] and totals[split] + size <= most[split]
 
+    def surplus(group: str) -> float:
+        split = split_of[group]
+        share = totals[split] / totals.total()
+        return min(
+            (counts[split][label] - share * len(groups_of[label]) for label in classes[group]), default=0
+        )
+
     def move(group: str, split: str) -> None:
         counts[split_of[group]].subtract(classes[group])
         totals[split_of[group]] -= rows[group]
@@ -75,7 +83,7 @@ def cover_classes(
                 partners = (
                     other for other in _exchanged(members[split], origin, split) if split_of[other] == split
                 )
-                if partner := next(filter(may_leave, partners), None):
+                if partner := max(filter(may_leave, partners), key=surplus, default=None):
                     move(partner, origin)
                     break
                 move(group, origin)

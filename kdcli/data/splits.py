@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -147,8 +148,9 @@ def carve_splits(
     """Take test and validation out of the training rows, if they have no source of their own.
 
     A share takes the groups whose hash is in its part of the range, so that more rows move no group that is there: test has the lower end
-    of the range and validation the upper one. A number of rows takes the groups that are nearest to these ends. Each class has a group in
-    every split where it has enough groups (`cover_classes`).
+    of the range and validation the upper one. A number of rows takes the groups that are nearest to these ends. The splits are stratified:
+    where a class has more or fewer rows than its part, groups at the border move (`_stratified`), and each class has a group in every split
+    where it has enough groups (`cover_classes`).
 
     Args:
         dropped: the numbers of dropped rows by reason, for messages.
@@ -161,6 +163,8 @@ def carve_splits(
     group_at = list(map(group_of, train))
     counts = Counter(group_at)
     order = in_order(counts)
+    classes = _classes(train, group_at)
+    strata = dict.fromkeys(order, frozenset[int]()) if isinstance(train[0].get("label"), list) else classes
     split_of = dict.fromkeys(order, "train")
     left = len(train)
     for index, split in enumerate(carved):
@@ -169,7 +173,7 @@ def carve_splits(
         free = [group for group, own in split_of.items() if own == "train"]
         if split == "validation":
             free.reverse()
-        chosen = _nearest(free[: max(0, len(free) - others)], counts, count, sizes[split], split)
+        chosen = _stratified(free[: max(0, len(free) - others)], counts, strata, count, sizes[split], split)
         if not chosen:
             raise DataError(
                 f"{cfg.path}: rows with the same {schema.shared} stay in one split, and every {schema.shared} has more than the {count} "
@@ -178,7 +182,7 @@ def carve_splits(
         split_of |= dict.fromkeys(chosen, split)
         left -= sum(counts[group] for group in chosen)
     exact = {split for split in carved if sizes[split] >= 1}
-    cover_classes(split_of, _classes(train, group_at), counts, carved, exact)
+    cover_classes(split_of, classes, counts, carved, exact)
     ordered = [group for group in order for _ in range(counts[group])]
     if group_at != ordered:  # groups that are no hashes, or that are joined
         rank = {group: index for index, group in enumerate(order)}
@@ -229,6 +233,58 @@ def _expected(
     raise DataError(
         f"{cfg.path}: {count} rows for {split} leave none to train on ({left} are there); {remedy}"
     )
+
+
+def _stratified(
+    free: Sequence[str],
+    counts: Mapping[str, int],
+    strata: Mapping[str, frozenset[int]],
+    count: int,
+    size: float,
+    split: str,
+) -> list[str]:
+    """Return the groups of a split: those of `_nearest`, but of each stratum its part of the split, within a tenth or one row.
+
+    A stratum that has more or fewer loses or takes the groups that are nearest to the border. If the number of rows is given, the most frequent
+    strata make up for it.
+
+    Args:
+        free: the groups, from the end of the range.
+        counts: the rows of each group.
+        strata: the classes of each group; empty: it has none, and the hash decides.
+        count: the number of rows of the split.
+    """
+    nearest = _nearest(free, counts, count, size, split)
+    rows_of, wanted = Counter[frozenset[int]](), Counter[frozenset[int]]()
+    for group, stratum in strata.items():
+        rows_of[stratum] += counts[group]
+    for group in nearest:
+        wanted[strata[group]] += counts[group]
+    given = dict(wanted)
+    share = size if size < 1 else count / rows_of.total()
+    expected = {stratum: share * rows for stratum, rows in rows_of.items() if stratum}
+    for stratum, rows in expected.items():
+        fewest = min(round(rows), math.ceil(0.9 * rows))
+        most = max(1, round(rows), math.floor(1.1 * rows))
+        wanted[stratum] = min(max(wanted[stratum], fewest), most)
+    if +wanted == given:
+        return nearest
+    if size >= 1:
+        for stratum in sorted(expected, key=expected.__getitem__, reverse=True):
+            rows, own = expected[stratum], wanted[stratum]
+            fewest = min(math.floor(rows), math.ceil(0.9 * rows))
+            most = max(math.ceil(rows), math.floor(1.1 * rows))
+            wanted[stratum] = min(max(own + count - wanted.total(), fewest), most)
+    chosen = []
+    for group in free:
+        if counts[group] <= wanted[strata[group]]:
+            wanted[strata[group]] -= counts[group]
+            chosen.append(group)
+    if size >= 1:  # a stratum has too few, or none of the right size
+        taken = set(chosen)
+        rest = [group for group in free if group not in taken]
+        chosen += _nearest(rest, counts, count - sum(map(counts.__getitem__, chosen)), size, split)
+    return chosen
 
 
 def _nearest(

@@ -242,7 +242,7 @@ def _following(command: str, composed: DictConfig, folder: Path) -> tuple[str, .
         return ()
     if command == "export":
         return "predict", str(folder), TEXT
-    if composed.artifact and user_path(composed.artifact).exists():
+    if composed.artifact and os.path.exists(user_path(composed.artifact)):
         return "predict", str(composed.artifact), TEXT
     return ("predict", str(composed.model), TEXT) if composed.model else ("export", str(composed.run))
 

@@ -43,12 +43,46 @@ def classes(data: Data, split: str) -> Counter[str]:
 
 def test_more_rows_move_no_old_one(tmp_path: Path) -> None:
     """A file that grows puts rows that were learned into test, and two runs judge on other rows."""
-    few, many = texts_of(300), texts_of(1500)
-    before, after = read(tmp_path / "a.csv", few), read(tmp_path / "b.csv", many)
-    assert split_of(before).items() <= split_of(after).items()
-    for data, rows in ((before, 300), (after, 1500)):
+    data = []
+    for rows in (300, 1500):
+        path = tmp_path / f"{rows}.jsonl"
+        path.write_text("".join(json.dumps({"p": f"prompt {row}", "c": "x"}) + "\n" for row in range(rows)))
+        data.append(load(Dataset.model_validate({"path": str(path), "prompt": "p", "completion": "c"})))
         for split in ("validation", "test"):
-            assert 0.05 * rows < len(data[split]) < 0.15 * rows
+            assert 0.05 * rows < len(data[-1][split]) < 0.15 * rows
+    before, after = (
+        {(split, text) for split in SPLITS for text in each[split]["prompt"][:]} for each in data
+    )
+    assert before <= after
+
+
+def test_more_rows_of_a_class_move_those_alone_that_are_near_the_border(tmp_path: Path) -> None:
+    """Splits that are exact in each class choose most of their rows anew whenever the file grows."""
+    few, many = (split_of(read(tmp_path / f"{rows}.csv", texts_of(rows))) for rows in (3000, 15000))
+    moved = [text for text in few if few[text] != many[text]]
+    assert len(moved) < 0.01 * len(few)
+    assert not any({few[text], many[text]} == {"validation", "test"} for text in moved)
+
+
+@pytest.mark.parametrize("count", [40, 100, 600, 3000])
+@pytest.mark.parametrize(
+    "sizes", [{}, {"validation_size": 0.2, "test_size": 0.3}, {"test_size": 19, "validation_size": 8}]
+)
+def test_splits_have_each_class_in_proportion(tmp_path: Path, count: int, sizes: dict[str, float]) -> None:
+    """13 rows of test in 501 for 18 in 618: by chance, the rare class is judged by twice its share, or by half."""
+    names = ["rare"] * 3 + ["medium"] * 27 + ["common"] * 70
+    rows = [(f"text {number}", names[number * 37 % 100]) for number in range(count)]
+    totals = Counter(label for _, label in rows)
+    data = read(tmp_path / "a.csv", rows, **sizes)
+    for split in ("validation", "test"):
+        size = sizes.get(f"{split}_size", 0.1)
+        for label, total in totals.items():
+            expected = size * total if size < 1 else size * total / count
+            if expected >= 1:
+                slack = max(1, 0.1 * expected) if size < 1 else 1
+                assert abs(classes(data, split)[label] - expected) <= slack, (split, label, expected)
+    if "test_size" in sizes and sizes["test_size"] >= 1:
+        assert [len(data[split]) for split in ("test", "validation")] == [19, 8]
 
 
 def test_a_test_row_is_never_a_validation_row_of_another_size(tmp_path: Path) -> None:
