@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdcli.data.raw_rows import COLUMN_NAME, BadRows, holds_names, in_lines
+from kdcli.data.raw_rows import COLUMN_NAME, BadRows, holds_names
 from kdcli.errors import ConfigError, DataError, listed, shown
-from kdcli.tasks.rows import RowSchema
+from kdcli.tasks.rows import RowSchema, place_of
 
 logger = logging.getLogger(__name__)
 LONGEST_FIELD = 2**24
@@ -348,7 +348,7 @@ def read(
             row = next(reader, None)
         except csv.Error as error:
             bad.add(
-                f"{in_lines(path, begin, reader.line_num)}: {error} (a truncated file, or a stray quote?)"
+                f"{place_of(path, begin, reader.line_num)}: {error} (a truncated file, or a stray quote?)"
             )
             continue
         if row is None:
@@ -360,7 +360,7 @@ def read(
             if len(row) < needed or (any(row[width:]) and not dialect.further):
                 declared = "dataset.columns names" if columns else "the header has"
                 bad.add(
-                    f"{in_lines(path, begin, reader.line_num)}: {len(row)} fields where {declared} {width} "
+                    f"{place_of(path, begin, reader.line_num)}: {len(row)} fields where {declared} {width} "
                     "(a truncated file, another delimiter, or a quote that does not close?)"
                 )
                 continue

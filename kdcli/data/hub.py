@@ -116,7 +116,7 @@ def read_hub(schema: RowSchema, split: str, folder: Path | None = None) -> RawSp
     bad = BadRows(cfg.bad_rows)
     rows = check_rows(schema, name, table_rows(columns, paths, name, bad), bad)
     bad.warn(name, len(rows))
-    return RawSplit(name, rows, names, commit, +Counter({UNREADABLE: bad.count}))
+    return RawSplit(name, rows, names, commit, +Counter({UNREADABLE: bad.count}), places=bad.places)
 
 
 def splits_of_repository(cfg: DatasetConfig, folder: Path) -> list[str]:

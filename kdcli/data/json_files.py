@@ -12,7 +12,7 @@ from typing import Any
 from kdcli.data.raw_rows import BadRows, holds_names, value_at
 from kdcli.errors import DataError, listed, shown
 from kdcli.tasks.notation import decode_json
-from kdcli.tasks.rows import RowSchema
+from kdcli.tasks.rows import RowSchema, place_of
 
 DEEPEST_FIELD = 3
 """The depth of keys to which a document is searched for rows."""
@@ -55,7 +55,7 @@ def read(
     paths: list[list[str]] = []
     split: list[str] | None = None
     """The path to the column of splits, which is found in the first row; empty: there is none."""
-    for where, line, row in rows:
+    for where, place, row in rows:
         if not isinstance(row, dict):
             remedy = "write one object a line"
             if isinstance(row, list):
@@ -80,16 +80,15 @@ def read(
         except DataError as error:
             bad.add(error.message)
             continue
-        if line:
-            bad.at(line, line)
+        bad.at(*place)
         yield values
 
 
 def _rows(
     schema: RowSchema, path: str, name: str, lines: Iterator[str], bad: BadRows
-) -> Iterator[tuple[str, int, Any]]:
-    """Yield the rows, each with its place for messages, and its line if it is one. A file whose first line is complete has a row a line; another one
-    is a document."""
+) -> Iterator[tuple[str, tuple[int, int], Any]]:
+    """Yield the rows, each with its place for messages, also as two numbers (`BadRows.at`). A file whose first line is complete has a row a line;
+    another one is a document."""
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     head = list(itertools.islice(numbered, 2))
     if not head:
@@ -100,7 +99,7 @@ def _rows(
         head += numbered
         if (document := _document(path, "".join(line for _, line in head), head)) is not None:
             for number, row in enumerate(_records(schema, path, document), 1):
-                yield f"{name}, row {number}", 0, _named(schema, row)
+                yield place_of(path, number, 0), (number, 0), _named(schema, row)
             return
     for number, line in itertools.chain(head, numbered):
         where = f"{path}, line {number}"
@@ -111,7 +110,7 @@ def _rows(
             continue
         if number == head[0][0]:
             _require_no_names(schema, path, row)
-        yield where, number, _named(schema, row)
+        yield where, (number, number), _named(schema, row)
 
 
 def _is_complete(line: str) -> bool:

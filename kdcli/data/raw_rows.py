@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from kdcli.errors import DataError, listed, shown, suggest
-from kdcli.tasks.rows import RowSchema
+from kdcli.tasks.rows import RowSchema, place_of
 
 logger = logging.getLogger(__name__)
 REMEDY = "; dataset.bad_rows=drop leaves such rows out"
@@ -18,11 +19,6 @@ COLUMN_NAME = re.compile(r"#?\s*[^\W\d][\w.-]*( [\w.-]+){0,2}")
 """A field that a column may be called by: one to three words."""
 EXAMPLES = 3
 """The number of dropped rows that a message names."""
-
-
-def in_lines(path: str, first: int, last: int) -> str:
-    """Return the path, and the line or the lines of a row."""
-    return f"{path}, line {first}" if first >= last else f"{path}, lines {first} to {last}"
 
 
 def holds_names(names: Sequence[str], row: Sequence[Any]) -> bool:
@@ -43,15 +39,15 @@ class BadRows:
 
     Attributes:
         count: the number of dropped rows.
-        read: the number of rows that a reader of lines has yielded.
-        lines: the first and the last line of the last of them.
+        places: where each row stands that was read, as two numbers (`RawSplit.places`).
     """
 
     def __init__(self, policy: Literal["error", "drop"]):
         self.drop = policy == "drop"
         self.count = 0
-        self.read = 0
-        self.lines = 0, 0
+        self.places = array("Q")
+        self._yielded = 0
+        self._last = 0, 0
         self._examples: list[str] = []
 
     def add(self, message: str) -> None:
@@ -66,14 +62,14 @@ class BadRows:
         if len(self._examples) < EXAMPLES:
             self._examples.append(message)
 
-    def at(self, first: int, last: int) -> None:
-        """Record the lines of the row that is yielded next."""
-        self.read += 1
-        self.lines = first, last
+    def at(self, first: int, last: int = 0) -> None:
+        """Record the lines of the row that a reader yields next, or its number in the file."""
+        self._yielded += 1
+        self._last = first, last
 
-    def where(self, path: str, row: int) -> str:
-        """Return where a row stands: its lines, if it is the row that was yielded last, and otherwise its number."""
-        return in_lines(path, *self.lines) if self.read == row else f"{path}, row {row}"
+    def place(self, row: int) -> tuple[int, int]:
+        """Return where a row stands: as it was recorded, if it is the row that was yielded last, or else by its number among the yielded rows."""
+        return self._last if self._yielded == row else (row, 0)
 
     def warn(self, name: str, rows: int) -> None:
         """Warn of the dropped rows; `rows` is the number of the others.
@@ -103,10 +99,13 @@ def check_rows(
     """Return the checked values of rows; `first` is the number of the first row, for messages."""
     rows = []
     for number, values in enumerate(schema.assembled(table), first):
+        place = bad.place(number)
         try:
-            rows.append(schema.check(values, bad.where(name, number)))
+            rows.append(schema.check(values, place_of(name, *place)))
         except DataError as error:
             bad.add(error.message)
+        else:
+            bad.places.extend(place)
     return rows
 
 
@@ -115,11 +114,14 @@ def table_rows(
 ) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of a table as the values at the paths of its columns; `first` is the number of the first row, for messages."""
     for number, values in enumerate(zip(*(table[path[0]] for path in paths), strict=True), first):
-        where = f"{name}, row {number}"
+        where = place_of(name, number, 0)
         try:
-            yield tuple(value_at(value, path[1:], where) for value, path in zip(values, paths, strict=True))
+            row = tuple([value_at(value, path[1:], where) for value, path in zip(values, paths, strict=True)])
         except DataError as error:
             bad.add(error.message)
+            continue
+        bad.at(number)
+        yield row
 
 
 def value_at(value: Any, path: list[str], where: str) -> Any:

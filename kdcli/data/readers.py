@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,10 @@ def read_file(
         from kdcli.data import tables
 
         names = tables.declared(schema, path, source.reading.format)
-    return RawSplit(path.name, rows, names, dropped=+dropped, split_of=split_of), source.reading
+    part = RawSplit(
+        path.name, rows, names, dropped=+dropped, split_of=split_of, path=str(path), places=source.bad.places
+    )
+    return part, source.reading
 
 
 def require_data_file(path: Path, given: str) -> None:
@@ -217,11 +220,19 @@ def read_parallel(
             f"{source} has {len(texts[0]):,} lines and {target} {len(texts[1]):,}: expected the translation of line N of one as line N of the other"
         )
     name = " and ".join(reading.file for reading in readings)
-    rows = check_rows(schema, name, (row for row in zip(*texts, strict=True) if any(row)), bad)
+    rows = check_rows(schema, name, _pairs(texts, bad), bad)
     bad.warn(name, len(rows))
     if not rows:
         raise DataError(f"{name}: no rows; give other files as dataset.path")
-    return RawSplit(name, rows, dropped=+Counter({UNREADABLE: bad.count})), readings
+    return RawSplit(name, rows, dropped=+Counter({UNREADABLE: bad.count}), places=bad.places), readings
+
+
+def _pairs(texts: Sequence[list[str]], bad: BadRows) -> Iterator[tuple[str, ...]]:
+    """Yield the lines of texts that belong to each other, without those that are empty in all."""
+    for number, row in enumerate(zip(*texts, strict=True), 1):
+        if any(row):
+            bad.at(number, number)
+            yield row
 
 
 def _text_lines(source: Source) -> tuple[list[str], Reading]:
@@ -281,11 +292,12 @@ def _checked(
     split_of: list[Any] = []
     number = 1
     for value, run in itertools.groupby(table, key=lambda values: values[0]):
-        others = [values[1:] for values in run]
+        counter = itertools.count()
+        others = (values[1:] for values, _ in zip(run, counter, strict=False))
         checked = check_rows(schema, name, others, source.bad, number)
         rows += checked
         split_of += [value] * len(checked)
-        number += len(others)
+        number += next(counter)
     return rows, split_of
 
 

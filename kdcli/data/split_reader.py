@@ -7,9 +7,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from kdcli.config.dataset import NO_LABEL
 from kdcli.data.hub import read_hub, splits_of_repository
@@ -90,11 +88,11 @@ class SplitReader:
             for split, own in (("train", cfg.train), ("validation", cfg.validation), ("test", cfg.test))
             for name in ((own.lower(),) if given and own and own != split else SPLIT_NAMES[split])
         }
-        rows: dict[str, list[list[tuple[Any, ...]]]] = {split: [[] for _ in parts] for split in SPLIT_NAMES}
+        rows: dict[str, list[list[int]]] = {split: [[] for _ in parts] for split in SPLIT_NAMES}
         others: Counter[str] = Counter()
         values: Counter[str] = Counter()
         for number, part in enumerate(parts):
-            for row, value in zip(part.rows, map(normalized_split, part.split_of or ()), strict=True):
+            for row, value in enumerate(map(normalized_split, part.split_of or ())):
                 values[value] += 1
                 if value in split_of:
                     rows[split_of[value]][number].append(row)
@@ -121,9 +119,7 @@ class SplitReader:
             parts[0].dropped["in no split"] += others.total()
         return {
             split: [
-                replace(
-                    part, rows=own, split_of=None, dropped=part.dropped if split == "train" else Counter()
-                )
+                part.selected(own, split_of=None, dropped=part.dropped if split == "train" else Counter())
                 for part, own in zip(parts, rows[split], strict=True)
             ]
             for split, count in sizes.items()

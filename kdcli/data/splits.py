@@ -34,9 +34,9 @@ def clean_rows(schema: RowSchema, parts: list[RawSplit], dropped: Counter[str]) 
     others: dict[str, list[tuple[RawSplit, Row]]] = {}
     for part in parts:
         bad = BadRows(schema.cfg.bad_rows)
-        for number, values in enumerate(part.rows, 1):
+        for number, values in enumerate(part.rows):
             try:
-                row = schema.row(values, f"{part.name}, row {number}")
+                row = schema.row(values, part.place(number))
             except DataError as error:
                 bad.add(error.message)
                 continue

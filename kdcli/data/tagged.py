@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.data.raw_rows import BadRows, holds_names
@@ -66,6 +66,14 @@ class Line:
 
 Groups = list[list[Line]]
 """The lines between blank lines."""
+
+
+class Tagged(NamedTuple):
+    """A word with its tag, and the number of its line."""
+
+    word: str
+    tag: str | None
+    line: int
 
 
 @dataclass(frozen=True)
@@ -151,7 +159,9 @@ def tagged_sentences(
             "sentences with dataset.columns= and dataset.sentence="
         )
     for sentence in sentences:
-        yield tuple(map(list, zip(*sentence, strict=True)))[: len(schema.columns)]
+        words_of, tags_of, numbers = map(list, zip(*sentence, strict=True))
+        bad.at(numbers[0], numbers[-1])
+        yield (words_of, tags_of)[: len(schema.columns)]
 
 
 def looks_tagged(cfg: DatasetConfig, path: Path, lines: Sequence[str], is_text: bool) -> bool:
@@ -517,13 +527,13 @@ def _is_tag(value: str | None, tags: set[str | None]) -> bool:
 
 def _sentences(
     path: Path, groups: Groups, layout: Layout, tags: set[str | None], bad: BadRows
-) -> list[list[tuple[str, str | None]]]:
-    """Return the words and tags of each sentence, without words that have no visible character.
+) -> list[list[Tagged]]:
+    """Return the words, tags and line numbers of each sentence, without words that have no visible character.
 
     Args:
         tags: those of lines with as many fields as most.
     """
-    sentences: list[list[tuple[str, str | None]]] = []
+    sentences: list[list[Tagged]] = []
     blank: list[int] = []
     spoiled: set[int] = set()
     last = None
@@ -545,7 +555,7 @@ def _sentences(
             if is_blank(word):
                 blank.append(line.number)
             elif layout.number is None or not PART.fullmatch(line.fields[layout.number]):
-                sentences[-1].append((word, tag))
+                sentences[-1].append(Tagged(word, tag, line.number))
     if blank:
         logger.warning(
             "%s: %d words are white space or invisible characters, and are dropped (line %s)",
@@ -556,23 +566,26 @@ def _sentences(
     sentences = [
         sentence for number, sentence in enumerate(sentences, 1) if sentence and number not in spoiled
     ]
-    prefixes = {(LANGUAGE.match(word) or [""])[0] for sentence in sentences for word, _ in sentence}
+    prefixes = {(LANGUAGE.match(word) or [""])[0] for sentence in sentences for word, _, _ in sentence}
     if len(prefixes) == 1 and (prefix := prefixes.pop()):
         logger.info("%s: each word begins with %s, which is removed", path.name, prefix)
-        sentences = [[(word.removeprefix(prefix), tag) for word, tag in sentence] for sentence in sentences]
-    values = [str(tag) for sentence in sentences for _, tag in sentence]
+        sentences = [
+            [each._replace(word=each.word.removeprefix(prefix)) for each in sentence]
+            for sentence in sentences
+        ]
+    values = [str(tag) for sentence in sentences for _, tag, _ in sentence]
     return [_opened(sentence) for sentence in sentences] if _is_brackets(values) else sentences
 
 
-def _opened(sentence: list[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
+def _opened(sentence: list[Tagged]) -> list[Tagged]:
     """Return a sentence whose brackets (CoNLL-2012) are rewritten as tags with B and I."""
-    tags: list[tuple[str, str | None]] = []
+    opened = []
     kind = ""
-    for word, bracket in sentence:
-        match = BRACKETS.fullmatch(bracket or "")
+    for each in sentence:
+        match = BRACKETS.fullmatch(each.tag or "")
         assert match is not None
         opens = match["opens"] or ""
         kind = opens or kind
-        tags.append((word, f"{'B' if opens else 'I'}-{kind}" if kind else "O"))
+        opened.append(each._replace(tag=f"{'B' if opens else 'I'}-{kind}" if kind else "O"))
         kind = "" if match["closes"] else kind
-    return tags
+    return opened

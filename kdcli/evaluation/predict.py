@@ -36,6 +36,8 @@ from kdcli.teachers.base import Teacher
 from kdcli.teachers.local import LocalTeacher
 
 logger = logging.getLogger(__name__)
+LARGEST = 1e30
+"""The largest output of a model that is not damaged: sums and differences of smaller ones do not overflow."""
 BLOCK = 256
 """Rows whose teacher outputs are held at once: those of a language model take 772 bytes a token with 64 stored tokens."""
 
@@ -232,7 +234,7 @@ def combine_members(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def require_finite(predictions: Predictions, name: str, error: type[KDError] = ModelError) -> None:
-    """Check that the outputs of a model are finite at every position.
+    """Check that the outputs of a model are finite at every position, and no larger than `LARGEST`.
 
     Args:
         name: the model or the file, for the message.
@@ -242,7 +244,7 @@ def require_finite(predictions: Predictions, name: str, error: type[KDError] = M
         KDError
     """
     for array in predictions.arrays.values():
-        bad = ~np.isfinite(array)
+        bad = ~(np.abs(array) <= LARGEST)
         if bad.any():
             raise error(
                 f"{name}: its outputs are not finite at {int(bad.reshape(len(bad), -1).any(axis=1).sum()):,} of {len(bad):,} positions: "

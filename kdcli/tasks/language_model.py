@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -153,7 +154,7 @@ class LanguageModel(Task):
         mean = float(predictions["log_prob"].mean(dtype=np.float64))
         scores: dict[str, Any] = {
             "log_prob": mean,
-            "perplexity": float(np.exp(-mean)),
+            "perplexity": bounded_exp(-mean),
             "token_accuracy": float((predictions["top"] == predictions.labels).mean()),
         }
         if "confidence" in predictions.arrays:  # exported files do not return it
@@ -177,7 +178,7 @@ class LanguageModel(Task):
 
     def retention(self, student: float, teacher: float) -> float:
         """Return the ratio of the probabilities of a token (geometric means)."""
-        return float(np.exp(student - teacher))
+        return bounded_exp(student - teacher)
 
     def chance(self, predictions: Predictions, classes: int) -> float:
         """Return the uniform distribution."""
@@ -201,6 +202,12 @@ class LanguageModel(Task):
         return replace(predictions, arrays=predictions.arrays | {"log_prob": best, "top": top})
 
 
+def bounded_exp(exponent: float) -> float:
+    """Return the exponential of a number, at most exp(700), about 1e304: JSON has no infinity, and a damaged model has finite log-probabilities of
+    any size."""
+    return math.exp(min(exponent, 700.0))
+
+
 def contradiction(
     log_prob: float, texts: Sequence[str], metric: str, score: float, unlike: float = UNLIKE
 ) -> str:
@@ -212,7 +219,7 @@ def contradiction(
         metric, score: how similar the texts are to the references, 0 to 100.
         unlike: the score below which they are nothing like them.
     """
-    perplexity = float(np.exp(-log_prob))
+    perplexity = bounded_exp(-log_prob)
     empty = sum(not text.strip() for text in texts)
     if perplexity < SURE and (empty > len(texts) / 2 or score < unlike):
         return (

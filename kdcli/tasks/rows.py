@@ -7,9 +7,10 @@ import hashlib
 import logging
 import re
 from abc import ABC, abstractmethod
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from kdcli.config.dataset import Dataset as DatasetConfig
@@ -39,6 +40,13 @@ SPLIT_COLUMNS = (
 """The usual names of a column with the split of each row, in small letters."""
 
 
+def place_of(path: str, first: int, last: int) -> str:
+    """Return where a row stands: its lines, or with 0 for the last one the row of this number."""
+    if not last:
+        return f"{path}, row {first}"
+    return f"{path}, line {first}" if first >= last else f"{path}, lines {first} to {last}"
+
+
 @dataclass
 class RawSplit:
     """One file or hub split as it was read.
@@ -50,6 +58,8 @@ class RawSplit:
         commit: the hub commit, if it is from the hub.
         dropped: the number of rows that were dropped while it was read, by reason.
         split_of: the value of each row in the column of splits; None: there is no such column.
+        path: the file or files, if it is not from the hub.
+        places: where each row stands in the file, as two numbers: its first and its last line, or its number and 0; empty: the rows are all.
     """
 
     name: str
@@ -58,6 +68,18 @@ class RawSplit:
     commit: str | None = None
     dropped: Counter[str] = field(default_factory=Counter)
     split_of: list[Any] | None = None
+    path: str | None = None
+    places: Sequence[int] = ()
+
+    def place(self, row: int) -> str:
+        """Return where a row stands, for messages. `row` counts from 0."""
+        first, last = self.places[2 * row : 2 * row + 2] if self.places else (row + 1, 0)
+        return place_of(self.path or self.name, first, last)
+
+    def selected(self, rows: Sequence[int], **changes: Any) -> RawSplit:
+        """Return a part with some of the rows, and changed attributes."""
+        places = array("Q", (number for row in rows for number in self.places[2 * row : 2 * row + 2]))
+        return replace(self, rows=[self.rows[row] for row in rows], places=places, **changes)
 
 
 RawSplits = dict[str, list[RawSplit]]

@@ -195,7 +195,7 @@ def test_integers_in_the_file_are_places_among_declared_names(tmp_path: Path) ->
     data = read(path, labels=["bad", "good"])
     assert all(["bad", "good"][row["label"]] == dict(ROWS)[row["text"]] for row in data["train"])
     assert read(path, labels=[1, 0])["train"]["label"] == [1 - label for label in data["train"]["label"]]
-    require_words(refused(path, labels=[1, 2]), "row", "label '0'", "1, 2", "dataset.labels")
+    require_words(refused(path, labels=[1, 2]), "a.csv", "line 3", "label '0'", "1, 2", "dataset.labels")
 
 
 def test_labels_that_cannot_be_right_are_refused(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_labels_that_cannot_be_right_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match=naming("no_label.0", """'"False"'""", "quotes")):
         read(path, no_label=False)
     message = refused(path, labels=["bad", "goood"])
-    require_words(message, "row", "label 'good'", "bad, goood", "mean goood?", "dataset.labels")
+    require_words(message, "a.csv", "line 2", "label 'good'", "bad, goood", "mean goood?", "dataset.labels")
 
 
 @pytest.mark.parametrize("more", [{}, {"limit": 1, "labelled": 1}])
@@ -432,7 +432,7 @@ def test_replace_leaves_a_word_out_with_its_tag(tmp_path: Path) -> None:
         ({"tokens": ["a"], "ner": 0}, ("line 2", "the tags", "0", "a list")),
         ({"tokens": ["a"], "ner": [None]}, ("line 2", "word 1", "tag", "missing", "write O")),
         ({"tokens": ["a"], "ner": [["O"]]}, ("line 2", "label", "['O']", "a name", "an integer")),
-        ({"tokens": ["a"], "ner": ["I-PRE"]}, ("row 2", "label 'I-PRE'", "B-LOC, B-PER, I-PER, O", "mean I-PER?", "dataset.labels")),
+        ({"tokens": ["a"], "ner": ["I-PRE"]}, ("line 2", "label 'I-PRE'", "B-LOC, B-PER, I-PER, O", "mean I-PER?", "dataset.labels")),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )  # fmt: skip
@@ -677,6 +677,54 @@ def test_no_file(tmp_path: Path, kind: str) -> None:
     require_words(refused(tmp_path / "nowhere", format=kind), str(tmp_path / "nowhere"), "not exist")
 
 
+STRANGE = {
+    "below a row that is dropped, blank lines, and a text of two lines": (
+        "a.csv",
+        'text,label\n\n ,bad\n"well,\nindeed",good\nso so,meh\n',
+        "{},{}\n",
+        "line 6",
+    ),
+    "a text of two lines": ("a.csv", 'text,label\nfine,good\n"so\nso",meh\n', "{},{}\n", "lines 3 to 4"),
+    "a column of splits": (
+        "a.csv",
+        "text,label,split\nfine,good,test\nbleak,bad,test\nkind,good,validation\n ,bad,train\ngrim,bad,validation\nso so,meh,test\n",
+        "{},{},train\n",
+        "line 7",
+    ),
+    "lines of JSON": (
+        "a.jsonl",
+        '{"text": " ", "label": "bad"}\n\n{"text": "so so", "label": "meh"}\n',
+        '{{"text": "{}", "label": "{}"}}\n',
+        "line 3",
+    ),
+    "labels first": (
+        "a.txt",
+        "__label__bad  \n__label__good fine\n__label__meh so so\n",
+        "__label__{1} {0}\n",
+        "line 3",
+    ),
+    "objects that follow each other": (
+        "a.json",
+        '{"text": "fine",\n "label": "good"}\n{"text": "so so", "label": "meh"}\n',
+        '{{"text": "{}", "label": "{}"}}\n',
+        "row 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_label_that_is_not_among_the_names_is_found_in_the_file(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The number of a row among those that were read, in a file of which an editor shows lines and of which rows were dropped."""
+    file, start, form, place = STRANGE[name]
+    path = tmp_path / file
+    path.write_text(start + "".join(form.format(*row) for row in ROWS))
+    read(path, format="auto", labels=["bad", "good"], bad_rows="drop")
+    [message] = [text for record in caplog.records if "'meh'" in (text := record.getMessage())]
+    require_words(message, str(path), place, "bad, good")
+
+
 def test_split_file_that_is_missing_or_unlike(tmp_path: Path) -> None:
     """A validation file with other columns or labels is read as if it were the training file."""
     train = write_csv(tmp_path / "train.csv", ROWS)
@@ -685,7 +733,7 @@ def test_split_file_that_is_missing_or_unlike(tmp_path: Path) -> None:
     require_words(refused(train, test=str(other)), "other.csv", "no column 'label'")
     strange = write_csv(tmp_path / "strange.csv", [("a strange one", "neutral")])
     message = refused(train, test=str(strange), labels=["bad", "good"])
-    require_words(message, "strange.csv", "row 1", "label 'neutral'", "bad, good", "dataset.labels")
+    require_words(message, "strange.csv", "line 2", "label 'neutral'", "bad, good", "dataset.labels")
     same = write_csv(tmp_path / "same.csv", ROWS)
     message = refused(train, test=str(same), validation=str(same))
     require_words(message, "all rows of validation", "test", "dataset.test=")

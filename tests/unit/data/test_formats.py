@@ -1041,7 +1041,7 @@ def test_parallel_files_that_do_not_belong_together(tmp_path: Path) -> None:
     (folder / "train.de").write_text(TARGETS.replace("eins", "eins\u2028\x85", 3))
     assert len(read(folder / "train", **LANGUAGES, test_size=6, validation_size=6)["train"]) == 48
     (folder / "train.de").write_text("\n" + TARGETS.partition("\n")[2])
-    with pytest.raises(DataError, match=naming("row 1", "the target", "empty")):
+    with pytest.raises(DataError, match=naming("line 1", "the target", "empty")):
         read(folder / "train", **LANGUAGES)
     assert read(folder / "train", bad_rows="drop", **LANGUAGES).dropped["cannot be read"] == 1
     mono = files(more_en="".join(f"{text} more\n" for text, _ in ROWS))(tmp_path) / "more.en"

@@ -407,7 +407,7 @@ def test_a_comment_is_dropped_without_its_sentence(tmp_path: Path, mark: str) ->
 def test_an_empty_tag_beside_o_is_a_bad_row(tmp_path: Path) -> None:
     """Words whose tag was forgotten that are learnt as words in no entity."""
     text = lines("{word}\t{tag}") + "\nEU\tO\nlacks\t\n"
-    with pytest.raises(DataError, match=naming("row 4", "word 2", "dataset.bad_rows=drop")):
+    with pytest.raises(DataError, match=naming("lines 13 to 14", "word 2", "dataset.bad_rows=drop")):
         read(tmp_path / "a.conll", text)
     assert read(tmp_path / "a.conll", text, bad_rows="drop") == SENTENCES
 

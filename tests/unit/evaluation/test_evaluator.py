@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from support.commands import require_words
 from support.tiny import bert, decoder, sentences, speller
 
 from kdcli.config.measure import Measure
+from kdcli.errors import ModelError
 from kdcli.evaluation import models, predict
 from kdcli.evaluation.models import Evaluator
 from kdcli.evaluation.predict import open_checkpoint
 from kdcli.measure.spec import UNKNOWN
 from kdcli.models.checkpoint import Checkpoint
+from kdcli.tasks.base import Predictions
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.classification.task import Classification
 from kdcli.teachers.cached import CachedTeacher
@@ -177,3 +180,26 @@ def test_outputs_of_a_teacher_are_reduced_block_by_block(
     for name, values in expected.arrays.items():
         np.testing.assert_array_equal(found[name], values)
     np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+@pytest.mark.parametrize(("value", "refused"), [(np.nan, True), (np.inf, True), (3e38, True), (1e4, False)])
+def test_outputs_that_overflow_are_refused(value: float, refused: bool) -> None:
+    """A flipped bit of an exponent: scores are NaN or infinite, which the report cannot hold."""
+    logits = np.zeros((4, 2), np.float32)
+    logits[1] = value, -value
+    predictions = Predictions({"logits": logits}, np.zeros(4, np.int64), np.ones(4, np.int64))
+    with pytest.raises(ModelError) if refused else contextlib.nullcontext() as caught:
+        predict.require_finite(predictions, "model.onnx")
+    if caught is not None:
+        require_words(caught.value.message, "model.onnx", "1 of 4", "fp32")
+    else:
+        json.dumps(TASK.scores(predictions), allow_nan=False)
+
+
+def test_the_worst_log_probabilities_have_scores() -> None:
+    """A flipped bit of a decoder: its perplexity is infinite, and no report can be written."""
+    arrays = {"log_prob": np.array([-5000.0, -1e29], np.float32), "top": np.zeros(2, np.int64)}
+    scores = CausalLM([]).scores(Predictions(arrays, np.ones(2, np.int64), np.ones(2, np.int64)))
+    json.dumps(scores, allow_nan=False)
+    assert scores["perplexity"] > 1e300
+    assert CausalLM([]).retention(-1.0, -5000.0) > 1e300
