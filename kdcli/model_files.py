@@ -18,7 +18,7 @@ SUMS = "SHA256SUMS"
 """The hashes of a trained model's files, as `sha256sum` writes and checks them."""
 NOTE = "kdcli.json"
 """The provenance of a cached model. It is written after the model, for people to read."""
-TEXTS = {".json", ".txt", ".jinja", ".model", ".spm", ".py"}
+TEXTS = {".json", ".txt", ".jinja", ".model", ".spm", ".py", ".xml"}
 OBJECTS = (
     "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "model.safetensors.index.json",
@@ -29,7 +29,7 @@ READ = {*TEXTS, ".safetensors"}
 POINTER = b"version https://git-lfs.github.com"
 """The beginning of the text that a clone without Git LFS has in place of a large file."""
 LARGEST_TEXT = 512 * 2**20
-"""The most bytes of a config or tokenizer file; the largest tokenizers have about 40 MB."""
+"""The most bytes of a file of a config, a tokenizer or a graph; the largest tokenizers have about 40 MB."""
 MOST_LAYERS = 1000
 """The most layers or experts of a model, since they are built one by one."""
 LARGEST_NUMBER = 20_000_000

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kdcli import console, processes, rundir
 from kdcli.config import renamed
@@ -190,7 +190,7 @@ def _launch(
             console.say(f"next: {shlex.join([*command_line(words, rerun, out, config_dir), '-m'])}")
         return Done(status)
     composed = compose_config(command, name, overrides, written)
-    if command == "distill" and (check is not None or composed.dry_run):
+    if command == "distill" and (check is not None or OmegaConf.select(composed, "dry_run")):
         start = command_line(words, rerun, out, config_dir)
         run_check(composed, written, check or CheckOptions(), start)
         return Done(ExitCode.DONE)
@@ -238,13 +238,16 @@ def _following(command: str, composed: DictConfig, folder: Path) -> tuple[str, .
     """
     if command == "distill":
         return "export", str(folder)
-    if composed.format == "json":
+    form, artifact, model = (
+        OmegaConf.select(composed, key) for key in ("format", "artifact", "model")
+    )  # ~KEY takes one out
+    if form == "json":
         return ()
     if command == "export":
         return "predict", str(folder), TEXT
-    if composed.artifact and os.path.exists(user_path(composed.artifact)):
-        return "predict", str(composed.artifact), TEXT
-    return ("predict", str(composed.model), TEXT) if composed.model else ("export", str(composed.run))
+    if artifact and os.path.exists(user_path(artifact)):
+        return "predict", artifact, TEXT
+    return ("predict", model, TEXT) if model else ("export", str(composed.run))
 
 
 def _show(

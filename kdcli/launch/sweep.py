@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeS
 from omegaconf import OmegaConf
 
 from kdcli import console, processes, rundir
-from kdcli.errors import ConfigError, ExitCode, KDError, abbreviated
+from kdcli.errors import ConfigError, ExitCode, KDError, abbreviated, listed
 from kdcli.evaluation.results import is_finished, read_export, read_report
 from kdcli.launch.argv import parse_overrides, quote_override
 from kdcli.launch.check import CheckOptions, run_check
@@ -168,7 +169,12 @@ def sweep(
         if name == command and _workers_died(error):
             status = _one_by_one(command, folder, points)
         else:
-            failure = failure_of(error)
+            failure = (
+                _too_slow(folder, points)
+                if isinstance(error, multiprocessing.TimeoutError)
+                else failure_of(error)
+            )
+            processes.end_children(before)
             if not jobs_of(folder):
                 rundir.unmake(folder)
                 raise failure from error
@@ -200,13 +206,27 @@ def _workers_died(error: BaseException | None) -> bool:
     return False
 
 
+def _without_result(points: Iterable[Path]) -> list[Path]:
+    """Return the directories of the points that have neither a result nor an error."""
+    results = rundir.REPORT, rundir.EXPORT, rundir.ERROR
+    return [run for run in points if not any((run / name).is_file() for name in results)]
+
+
+def _too_slow(folder: Path, points: Iterable[Path]) -> KDError:
+    """Return the error of a sweep whose launcher waited in vain for a point."""
+    running = listed(map(str, _without_result(points)))
+    return KDError(
+        f"hydra.launcher.timeout: a point of the sweep took longer, and those without a result were ended ({running}); give a larger one, or null, and "
+        f"start the same command with hydra.sweep.dir={quote_override(folder)}: it goes on from their checkpoints"
+    )
+
+
 def _one_by_one(command: str, folder: Path, points: Mapping[Path, Sequence[str]]) -> int:
     """Run the remaining points of a sweep whose launcher broke, each in its own process, so that a killed one affects no other."""
     console.warn("a process of the launcher was killed: the remaining points of the sweep are run one by one")
     status: int = ExitCode.DONE
-    for run, words in points.items():
-        if any((run / name).is_file() for name in (rundir.REPORT, rundir.EXPORT, rundir.ERROR)):
-            continue
+    for run in _without_result(points):
+        words = points[run]
         # the process adds the overrides of `register_defaults` itself
         own = [word for word in words if not word.startswith(("hydra/", "hydra.", "dataset=of_the_run"))]
         if os.environ.get(rundir.TRUST) and command != "distill":
@@ -216,8 +236,7 @@ def _one_by_one(command: str, folder: Path, points: Mapping[Path, Sequence[str]]
         line = [sys.executable, "-m", "kdcli", command, "--multirun", *own, *folders]
         quiet = None if command == "eval" else subprocess.DEVNULL  # its table would have one line
         code = subprocess.run(processes.bound(line), stdout=quiet, check=False).returncode
-        results = rundir.REPORT, rundir.EXPORT, rundir.ERROR
-        if code < 0 or (code and command != "eval" and not any((run / name).is_file() for name in results)):
+        if code < 0 or (code and command != "eval" and _without_result([run])):
             message = f"its process ended with exit code {code}"
             if code < 0:
                 message = f"its process was killed by {signal.Signals(-code).name}; the system does so where memory runs out"

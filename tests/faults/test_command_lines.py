@@ -110,6 +110,18 @@ def test_any_command_line(batch: Batch, tmp_path: Path) -> None:
         require(run_here(arguments, folder), arguments, folder)
 
 
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_any_key_that_is_removed(command: str, tmp_path: Path) -> None:
+    """Code that reads the composed config finds no such key, though the schema has a default for it."""
+    subject = {"distill": [], "eval": ["model=somewhere"], "export": ["run=somewhere"]}[command]
+    for key in COMMANDS[command].model_fields:
+        folder = tmp_path / key
+        folder.mkdir()
+        words = [command, *subject, f"~{key}"]
+        require(run_here(words, folder), words, folder)
+
+
 @pytest.mark.parametrize("batch", batches(100, quick=0, size=10))
 def test_any_command_line_in_a_process(batch: Batch, tmp_path: Path) -> None:
     """What this process has already imported, or set, hides what a user sees."""

@@ -7,14 +7,16 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from faults.harness import require_clean, run_here, run_process
+from support.commands import require_words
 
 from kdcli import rundir
 from kdcli.launch.sweep import _table
 
 LOSS = '''
-import os, signal, sys
+import os, signal, sys, time
 import torch
 from kdcli.losses.forward_kl import ForwardKL
 
@@ -37,6 +39,8 @@ class Mishap(ForwardKL):
             raise MemoryError
         if self.how == "terminated":
             os.kill(os.getpid(), signal.SIGTERM)
+        if self.how == "stalls":
+            time.sleep(3600)
         if self.how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(student, teacher, labels)
@@ -127,6 +131,21 @@ def test_a_process_of_a_launcher_that_is_killed_takes_no_point_with_it(
     assert "SIGKILL" in found[1]["message"]
     assert (tmp_path / "sweep" / "0" / "report.json").is_file()
     assert outcome.out.count("failed:") == 2
+
+
+@pytest.mark.faults
+def test_a_point_that_stalls_ends_with_the_timeout_of_the_launcher(
+    options: list[str], tmp_path: Path
+) -> None:
+    """The launcher's exception is taken for a defect of kdcli, and the process that stalls runs on for ever."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.timeout=100"]
+    outcome = run_process([*options, *words, "loss.soft_label.how=none,stalls"], tmp_path, timeout=400)
+    require_clean(replace(outcome, seconds=0), codes=[1])
+    require_words(outcome.err, "hydra.launcher.timeout", "sweep/1", "hydra.sweep.dir=")
+    assert (tmp_path / "sweep" / "0" / "report.json").is_file()
+    assert outcome.out.count("failed:") == 1
+    assert not [each for each in psutil.process_iter(["cwd"]) if each.info["cwd"] == str(tmp_path)]
 
 
 def test_an_unexpected_exception_is_one_message(options: list[str], tmp_path: Path) -> None:
