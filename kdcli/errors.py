@@ -16,6 +16,7 @@ A message says what was expected, what came, and what to do.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import reprlib
 from collections.abc import Iterable
@@ -73,9 +74,9 @@ def looks_secret(text: str) -> bool:
 
 def hide(value: str, instead: str) -> None:
     """Replace a value of an environment variable in all messages from now on."""
-    if len(value) >= SHORTEST:
-        _from_environment[value] = instead
-        _from_environment[repr(value)[1:-1]] = instead
+    for form in (value, repr(value)[1:-1], os.path.normpath(value), os.path.expanduser(value)):
+        if len(form) >= SHORTEST:
+            _from_environment[form] = instead
 
 
 def hide_nothing() -> None:
@@ -105,6 +106,10 @@ def without_environment(text: str) -> str:
 
 class _Short(reprlib.Repr):
     """A `repr` of the first items and levels."""
+
+    def repr_str(self, value: str, level: int) -> str:
+        """Remove secrets before the text is cut, as its parts cannot be recognized."""
+        return super().repr_str(abbreviated(value, len(value) + WINDOW), level)
 
     def repr_dict(self, value: dict[Any, Any], level: int) -> str:
         """Show the items in their own order."""

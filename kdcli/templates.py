@@ -1,4 +1,4 @@
-"""Renders Jinja templates of the user in a sandbox: they access only their variables, and their work is limited."""
+"""Renders Jinja templates of users and of models in a sandbox: they access only their variables, and their work is limited."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from kdcli.errors import ConfigError
 STEPS = 200_000
 """The work of one rendering at most: iterations of loops, calls and filters, and thousands of characters that these return."""
 LARGEST = 1_000_000
-"""The maximum of characters of a text, of items of a list, and of a width."""
-PRODUCT = 100 * LARGEST
-"""The maximum product of the lengths of two operands, which `replace` and `join` may multiply."""
+"""The maximum of characters of a text, of items of a list, and of a width; of the product of the lengths of two operands, which `replace` and `join` may
+multiply, a hundred times as much."""
 BITS = 10_000
 """The maximum of bits of an integer."""
 WIDENS = {"center", "ljust", "rjust", "zfill", "expandtabs", "indent", "batch", "slice"}
@@ -46,13 +45,14 @@ class _Counted(NodeTransformer):
         return nodes.Filter(node, "measured", [], [], None, None, lineno=node.lineno)
 
 
-class _Bounded(ImmutableSandboxedEnvironment):
+class Bounded(ImmutableSandboxedEnvironment):
     """Jinja's sandbox with limits of the work and of the size of results."""
 
+    steps, largest = STEPS, LARGEST
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
-    def __init__(self) -> None:
-        super().__init__(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, **options)
         self.spent = 0
         self.globals.pop("lipsum")
         self.filters = {name: self._limited(name, function) for name, function in self.filters.items()}
@@ -64,7 +64,7 @@ class _Bounded(ImmutableSandboxedEnvironment):
 
     def _spend(self, steps: int) -> None:
         self.spent += steps
-        if self.spent > STEPS:
+        if self.spent > self.steps:
             raise SecurityError("it does not end, or writes too much")
 
     def _count(self, items: Iterable[Any]) -> Iterator[Any]:
@@ -74,8 +74,8 @@ class _Bounded(ImmutableSandboxedEnvironment):
 
     def _measured(self, value: Any) -> Any:
         size = len(value) if isinstance(value, str | list | tuple | dict) else 0
-        if size > LARGEST:
-            raise SecurityError(f"it makes a value of more than {LARGEST:,} characters")
+        if size > self.largest:
+            raise SecurityError(f"it makes a value of more than {self.largest:,} characters")
         self._spend(1 + size // 1000)
         return value
 
@@ -83,12 +83,12 @@ class _Bounded(ImmutableSandboxedEnvironment):
         operands = list(operands)
         sizes = sorted(len(operand) for operand in operands if isinstance(operand, str | list | tuple))
         numbers = [operand for operand in operands if isinstance(operand, int)]
-        wide = name in WIDENS and any(abs(number) > LARGEST // 10 for number in numbers)
-        if wide or (len(sizes) > 1 and sizes[-1] * sizes[-2] > PRODUCT):
-            raise SecurityError(f"{name} makes a value of more than {LARGEST:,} characters")
+        wide = name in WIDENS and any(abs(number) > self.largest // 10 for number in numbers)
+        if wide or (len(sizes) > 1 and sizes[-1] * sizes[-2] > 100 * self.largest):
+            raise SecurityError(f"{name} makes a value of more than {self.largest:,} characters")
         if name in ("format", "format_map") and any(
             _WIDE.search(operand)
-            or (isinstance(operand, str) and "{" in operand and any(n > LARGEST for n in numbers))
+            or (isinstance(operand, str) and "{" in operand and any(n > self.largest for n in numbers))
             for operand in operands[:1]
             if isinstance(operand, str)
         ):
@@ -116,8 +116,8 @@ class _Bounded(ImmutableSandboxedEnvironment):
         texts = [operand for operand in operands if isinstance(operand, str | list | tuple)]
         if operator == "%" and isinstance(left, str) and _WIDE.search(left):
             raise SecurityError("a format has a width of six digits or more, or one that is an argument")
-        if operator == "*" and texts and numbers and math.prod([len(texts[0]), *numbers]) > LARGEST:
-            raise SecurityError(f"* makes a value of more than {LARGEST:,} characters")
+        if operator == "*" and texts and numbers and math.prod([len(texts[0]), *numbers]) > self.largest:
+            raise SecurityError(f"* makes a value of more than {self.largest:,} characters")
         if len(numbers) == 2 and operator in ("*", "**"):
             bits = left.bit_length() * (right if operator == "**" else 1) + (
                 right.bit_length() if operator == "*" else 0
@@ -135,7 +135,7 @@ class Template:
     """
 
     def __init__(self, path: Path):
-        self.path, self.environment = path, _Bounded()
+        self.path, self.environment = path, Bounded(undefined=jinja2.StrictUndefined)
         try:
             self.template = self.environment.from_string(path.read_text(encoding="utf-8"))
         except Exception as error:  # errors of Jinja, of Python's compiler, and of the file

@@ -20,7 +20,7 @@ from kdcli.data.raw_rows import UNREADABLE, BadRows, check_rows, table_rows
 from kdcli.data.readers import PlainLoader
 from kdcli.data.tables import class_name, class_names
 from kdcli.errors import DataError, abbreviated, shown
-from kdcli.files import storage_error
+from kdcli.files import digest, storage_error
 from kdcli.hub import snapshot
 from kdcli.tasks.rows import RawSplit, RowSchema, fold_white_space
 
@@ -101,11 +101,13 @@ def read_hub(schema: RowSchema, split: str, folder: Path | None = None) -> RawSp
         folder: of a repository on disk; None: the repository is fetched, or found in the local cache.
     """
     cfg = schema.cfg
-    commit = None
+    commit, cache = None, None
     if folder is None:
         folder, commit = snapshot(cfg.path, cfg.revision, kind="dataset")
+    else:
+        cache = _cache_of(folder)
     with _readable(folder, cfg.path):
-        table = datasets.load_dataset(str(folder), cfg.name, split=split)
+        table = datasets.load_dataset(str(folder), cfg.name, split=split, cache_dir=cache)
     name = f"{cfg.path} ({split})"
     paths = schema.column_paths(table.column_names, name, nested=True)
     columns = {path[0]: table[path[0]] for path in paths}
@@ -117,6 +119,15 @@ def read_hub(schema: RowSchema, split: str, folder: Path | None = None) -> RawSp
     rows = check_rows(schema, name, table_rows(columns, paths, name, bad), bad)
     bad.warn(name, len(rows))
     return RawSplit(name, rows, names, commit, +Counter({UNREADABLE: bad.count}), places=bad.places)
+
+
+def _cache_of(folder: Path) -> str:
+    """Return a folder for what the library prepares of a repository on disk, by its path and its files: the library's own is that of all
+    repositories whose folders have the same name, and of what they held before."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    states = [(str(path), (status := path.stat()).st_size, status.st_mtime_ns) for path in files]
+    name = f"kdcli-{digest(str(folder.resolve()), states)[:16]}"
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / name)
 
 
 def splits_of_repository(cfg: DatasetConfig, folder: Path) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from kdcli.errors import ConfigError
 from kdcli.files import replaced
+from kdcli.tasks.notation import decode_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +53,7 @@ class RowScores:
         Raises:
             ConfigError: the file is damaged.
         """
+        import numpy as np
         from safetensors import SafetensorError, safe_open
 
         path = folder / ROW_SCORES
@@ -59,23 +61,29 @@ class RowScores:
             return None
         try:
             with safe_open(path, "numpy") as file:
-                about = json.loads((file.metadata() or {}).get("about", "{}"))
+                about = decode_json((file.metadata() or {}).get("about", "{}"))
                 values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if not isinstance(about, dict):
+                raise ValueError("its metadata are no mapping")
             if about.get("format") != FORMAT:
                 return None
-            if len({value.shape for value in values.values()}) > 1 or any(
+            if len({value.shape for value in values.values()}) != 1 or any(
                 value.ndim != 1 for value in values.values()
             ):
                 raise ValueError("its models have different numbers of rows")
+            if not all(np.isfinite(value).all() for value in values.values()):
+                raise ValueError("a score is not finite")
             return cls(about["metric"], about["rows"], about["targets"], values)
-        except (SafetensorError, KeyError, OSError, ValueError) as error:
+        except (SafetensorError, KeyError, OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"{path} is damaged ({error}); remove it, and intervals are no longer paired"
             ) from None
 
     def same_rows(self, other: RowScores) -> bool:
         """Return whether the models of both had to predict the same on the same rows, and are judged by the same metric."""
-        return (self.metric, self.rows, self.targets) == (other.metric, other.rows, other.targets)
+        sizes = {len(value) for each in (self, other) for value in each.values.values()}
+        same = (self.metric, self.rows, self.targets) == (other.metric, other.rows, other.targets)
+        return same and len(sizes) == 1
 
     def gain(self, model: str, other: RowScores, baseline: str) -> Gain:
         """Return the score of a model less that of a baseline on the same rows, with its paired 95 % interval."""

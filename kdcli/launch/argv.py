@@ -176,7 +176,7 @@ def written_keys(
 
 
 def override_value(overrides: Iterable[str], key: str) -> str | None:
-    values = [word.partition("=")[2] for word in overrides if word.startswith(f"{key}=")]
+    values = [word.partition("=")[2] for word in overrides if word.lstrip("+").startswith(f"{key}=")]
     return values[-1].strip("'\"") if values else None
 
 

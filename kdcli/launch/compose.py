@@ -125,7 +125,7 @@ def _with_dataset_of_run(overrides: list[str]) -> list[str]:
     assert run is not None
     if override_value(overrides, "dataset") is not None:
         return overrides
-    if any(word.startswith("run=") and is_sweep(word) for word in overrides):
+    if any(word.lstrip("+").startswith("run=") and is_sweep(word) for word in overrides):
         raise ConfigError(
             f"run={run}: each run is scored on its own data set, so eval takes one at a time; start it once for each, or "
             "name the data set (dataset=…)"

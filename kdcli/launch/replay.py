@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from kdcli import rundir
 from kdcli.config import renamed
 from kdcli.config.paths import conf_dir, user_conf_dir
 from kdcli.config.types import Section
+from kdcli.config.yaml_files import read_yaml
 from kdcli.errors import ConfigError, listed, shown
+from kdcli.launch.argv import parse_overrides
 
 OWN = ("kdcli.losses.", "kdcli.students.", "kdcli.tasks.", "kdcli.teachers.", "kdcli.exporting.targets.")
 """The prefixes of classes that any recorded config may name."""
@@ -86,8 +88,7 @@ def _require_harmless(run: Path, tree: Any, overrides: list[str]) -> None:
         if any(word.startswith(f"{path}=") for word in typed):  # the typed value replaces the recorded one
             continue
         value = renamed.class_name(value) if key == "_target_" and isinstance(value, str) else value
-        names_code = key in NAMES_CODE or (key == "task" and "." in str(value))  # MODULE.CLASS
-        if names_code and isinstance(value, str) and value != "???" and not value.startswith(OWN):
+        if _names_code(path, value) and value != "???" and not value.startswith(OWN):
             if not _names(value, run, typed):
                 rundir.require_trust(run, f"{path} = {value}", "is Python code that is run here")
         elif key == "trust_remote_code" and value not in (False, None):
@@ -99,15 +100,38 @@ def _require_harmless(run: Path, tree: Any, overrides: list[str]) -> None:
 
 
 def _names(value: str, run: Path, typed: list[str]) -> bool:
-    """Return whether this command line names a class or a function: in an override, or in a file of the user's own folder."""
-    name = re.compile(rf"(?<![\w.]){re.escape(value)}(?![\w.])")
-    if any(name.search(word) for word in typed):
-        return True
+    """Return whether this command line names a class or a function as one: in an override of such a key, or under one in a file of the user's own
+    folder. A directory of that name does not."""
+    for word in parse_overrides(typed):
+        if (
+            not word.is_delete()
+            and not word.is_sweep_override()
+            and _has(value, {word.key_or_group: word.value()})
+        ):
+            return True
     folder = user_conf_dir()
     groups = [path.name for path in conf_dir().iterdir() if path.is_dir()]
     return folder is not None and any(
-        name.search(file.read_text(encoding="utf-8", errors="replace"))
+        _has(value, _tree(file))
         for group in groups
         for file in (folder / group).rglob("*.yaml")
         if file.is_file() and not file.resolve().is_relative_to(run.resolve())
     )
+
+
+def _names_code(path: str, value: Any) -> bool:
+    """Return whether the value of a key is the name of code that kdcli imports."""
+    key = path.rpartition(".")[2]
+    return isinstance(value, str) and (key in NAMES_CODE or (key == "task" and "." in value))  # MODULE.CLASS
+
+
+def _tree(file: Path) -> Any:
+    """Return the keys of a YAML file; nothing, if it cannot be read."""
+    with contextlib.suppress(ConfigError):
+        return read_yaml(file).tree
+    return None
+
+
+def _has(name: str, tree: Any) -> bool:
+    """Return whether a tree of keys names a class or a function as such."""
+    return any(_names_code(path, value) and value == name for path, value in rundir.leaves(tree))

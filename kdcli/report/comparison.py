@@ -134,7 +134,8 @@ def _run(run: Path) -> tuple[Entry, RowScores | None]:
         "rows_of": (report.dataset.fingerprint, report.test_examples),
         "machine": _machine(run),
     }
-    return entry, RowScores.read(run)
+    rows = RowScores.read(run)
+    return entry, rows if rows is not None and entry["model"] in rows.values else None
 
 
 def _exported(folder: Path) -> Iterator[tuple[Entry, RowScores | None]]:

@@ -386,6 +386,11 @@ class _Trainer(ShardedTrainer):
             torch.cat([part.labels for part in parts]).numpy(),
             np.concatenate([part.positions for part in parts]),
         )
+        if not all(np.isfinite(array).all() for array in predictions.arrays.values()):
+            raise KDError(
+                f"{job.name}, step {self.state.global_step}: its outputs on the validation rows are not finite; a lower trainer.learning_rate or "
+                "trainer.precision=fp32 often helps"
+            )
         with self.accelerator.autocast():
             predictions = self.with_weights(
                 lambda: self.task.add_texts(

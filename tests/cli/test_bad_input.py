@@ -294,7 +294,7 @@ def text(change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
         (
             rows(lambda r: [*r, ("a day", "meh")]),
             ["dataset.labels=[bad,good]"],
-            ("data.csv", "row 201", "'meh'", "bad", "good"),
+            ("data.csv", "line 202", "'meh'", "bad", "good"),
         ),
         (rows(lambda r: [*r, ("a day", "meh")]), [], ("2", "bad", "good", "3", "meh")),
         (rows(lambda r: [(t, "good") for t, _ in r]), [], ("'good'", "label", "two")),
@@ -947,6 +947,23 @@ def test_loss_that_is_not_finite(
     assert re.search(r"\b[0-9a-f]{32}\b", message), "the row's id"
     assert not (run / "report.json").exists()
     assert not (run / "student").exists()
+
+
+def test_a_first_step_that_blows_the_student_up(
+    small: list[str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scores of outputs that are not finite end in numpy's words, as a defect of kdcli."""
+    options = [
+        *small,
+        "measure=null",
+        "control=false",
+        "trainer.learning_rate=1e30",
+        "trainer.max_steps=1",
+        "trainer.warmup=0",
+    ]
+    assert launch("distill", [*options, f"hydra.run.dir={here / 'run'}"]) == 1
+    message = require_one_message(capsys.readouterr().err)
+    require_words(message, "student", "step 1", "not finite", "trainer.learning_rate")
 
 
 def test_learning_rate_that_blows_the_student_up(

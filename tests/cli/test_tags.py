@@ -416,7 +416,7 @@ def test_a_trimmed_tokenizer_that_needs_more_tokens(
         ([{"tokens": ["a", "b"], "ner": ["O"]}], [], ("line 1", "2 words", "1 tags")),
         ([{"tokens": ["", "\u200b"], "ner": ["O", "O"]}], [], ("line 1", "no words")),
         ([{"tokens": [], "ner": []}], [], ("line 1", "no words")),
-        ([{"tokens": ["a"], "ner": ["X-1"]}], ["dataset.labels=[O,B-good,I-good,B-bad,I-bad]"], ("row 1", "'X-1'", "O, B-good, I-good, B-bad, I-bad")),
+        ([{"tokens": ["a"], "ner": ["X-1"]}], ["dataset.labels=[O,B-good,I-good,B-bad,I-bad]"], ("line 1", "'X-1'", "O, B-good, I-good, B-bad, I-bad")),
         ([], ["dataset.tags=null"], ("words and tags", "both columns")),
         ([], ["dataset.tags=tags"], ("column 'tags'", "tokens, ner")),
         ([], ["dataset.format=csv"], ("a.jsonl", "csv", "dataset.format=auto")),

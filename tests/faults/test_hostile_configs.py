@@ -500,6 +500,23 @@ def test_a_run_that_is_trusted_is_repeated(foreign: Path, canary: Path, tmp_path
     assert canary.exists()
 
 
+def test_a_directory_of_a_class_name_names_no_class(foreign: Path, canary: Path, tmp_path: Path) -> None:
+    """A run that was sent in a folder called like the class that it wants to have run, or a harmless word that contains the name."""
+    recorded("dataset.task", "evil_module.Evil")(foreign)
+    recorded("loss.soft_label._target_", "evil_module.Evil")(foreign)
+    named = foreign.rename(foreign.with_name("evil_module.Evil"))
+    for words in (
+        ["eval", f"run={named}", "--cfg", "job"],
+        ["eval", str(named)],
+        ["distill", "--rerun", str(named), "--out", str(tmp_path / "x" / "evil_module.Evil")],
+        ["distill", "--rerun", str(named), "hydra.run.dir=evil_module.Evil", "dataset.path=evil_module.Evil"],
+    ):
+        outcome = run_here(words, tmp_path)
+        require_clean(outcome, codes=[2])
+        require_words(outcome.err, "evil_module.Evil", "--trust-run")
+    assert not canary.exists()
+
+
 @pytest.mark.parametrize("by", ["typed", "folder", "replaced"])
 def test_a_class_that_the_command_line_names_needs_no_flag(
     foreign: Path, canary: Path, tmp_path: Path, by: str

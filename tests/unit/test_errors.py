@@ -84,6 +84,10 @@ def test_a_value_of_the_environment_is_shown_by_its_name(hidden: None) -> None:
     hide("1", "${oc.env:ONE}")
     assert shown("line one\nline two" * 100) == "'${oc.env:LONG}'"
     assert ConfigError("/home/someone/x.csv: 1 row").message == "${oc.env:HOME}/x.csv: 1 row"
+    hide("correct//horse", "${oc.env:PHRASE}")
+    assert ConfigError("no file /data/correct/horse.csv").message == "no file /data/${oc.env:PHRASE}.csv"
+    hide("xYz7" * 200, "${oc.env:LONG}")
+    assert shown(["xYz7" * 200]) == "['${oc.env:LONG}']"
     hide_nothing()
     assert redacted("/home/someone") == "/home/someone"
 

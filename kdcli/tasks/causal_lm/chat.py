@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from kdcli.errors import DataError, listed
+from kdcli.tasks.causal_lm.chat_limits import bounded_templates
 from kdcli.tasks.causal_lm.conversations import (
     KEEP,
     THOUGHTS,
@@ -434,7 +435,8 @@ class Chat:
         rendered_spans: list[list[tuple[int, int]]] = [[]]
         for form in self._forms(turns):
             try:
-                _, rendered_spans = render([form], chat_template=template, return_assistant_tokens_mask=True, **options, **special)  # fmt: skip
+                with bounded_templates():
+                    _, rendered_spans = render([form], chat_template=template, return_assistant_tokens_mask=True, **options, **special)  # fmt: skip
             except Exception:  # it refuses the arguments of calls in this form
                 continue
             break
@@ -524,7 +526,8 @@ def apply_template(
     try:
         own: Any = tokenizer
         template = _dated(own.get_chat_template(tools=options.get("tools")))
-        return str(own.apply_chat_template(turns, chat_template=template, tokenize=False, **options))
+        with bounded_templates():
+            return str(own.apply_chat_template(turns, chat_template=template, tokenize=False, **options))
     except Exception as error:  # jinja2 raises what the template raises
         roles = listed(turn["role"] for turn in turns) or "no turns"
         raise DataError(

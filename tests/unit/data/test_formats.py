@@ -1064,3 +1064,15 @@ def test_proposed_columns_of_pairs(tmp_path: Path, form: str, proposed: str) -> 
     path = file("a.tsv", rows(form, ""))(tmp_path)
     with pytest.raises(DataError, match=naming(f"dataset.columns={proposed}")):
         read(path, **LANGUAGES)
+
+
+def test_a_repository_on_disk_is_read_from_its_own_files(tmp_path: Path) -> None:
+    """The library finds what it prepared by the folder's last name: another repository of that name is read, or what the files held before."""
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data.csv\n---\n"
+    for place, labels in (("a", ("old", "older")), ("b", ("new", "newer")), ("a", ("odd", "even"))):
+        folder = tmp_path / place / "repo"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "README.md").write_text(card)
+        content = "".join(f"{text},{labels[label == 'good']}\n" for text, label in ROWS)
+        (folder / "data.csv").write_text("text,label\n" + content)
+        assert set(read(folder).labels) == set(labels)

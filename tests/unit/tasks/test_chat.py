@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 import datasets
@@ -13,7 +14,7 @@ from support.tiny import CHAT, speller
 from transformers import PreTrainedTokenizerFast
 
 from kdcli.errors import DataError
-from kdcli.tasks.causal_lm.chat import Chat, Rendered
+from kdcli.tasks.causal_lm.chat import Chat, Rendered, apply_template
 from kdcli.tasks.causal_lm.conversations import read_turns
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.rows import IGNORE
@@ -271,3 +272,23 @@ def test_arguments_keep_their_order() -> None:
     call = {"type": "function", "function": {"name": "look", "arguments": arguments}}
     rendered = render(LAST_THINKS, [USER, {**ONE, "tool_calls": [call]}])
     assert 'look:{"when": "now", "city": "x", "a": [1, {"z": 1, "b": 2}]}' in rendered.text
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 10**10 }}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{% generation %}{{ messages[0].content | center(10**10) }}{% endgeneration %}",
+        "{% macro f(n) %}{{ f(n - 1) }}{{ f(n - 1) }}{% endmacro %}{{ f(900) }}",
+    ],
+)
+def test_a_chat_template_that_does_not_end_is_refused(source: str) -> None:
+    """A model from elsewhere whose template takes all time, or all memory, of whoever loads it."""
+    tokenizer = speller(CHAT)
+    tokenizer.chat_template = source
+    began = time.process_time()
+    with pytest.raises(DataError, match="chat template"):
+        apply_template(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    assert time.process_time() - began < 10
