@@ -26,6 +26,10 @@ OverridesOfRun = Annotated[
         metavar="[RUN] [KEY=VALUE]...", help="A run directory first; keys, such as split=validation."
     ),
 ]
+OverridesOfExport = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[RUN] [KEY=VALUE]...", help="A run directory first; keys, such as hardware=cpu."),
+]
 Multirun = Annotated[
     bool, typer.Option("--multirun", "-m", help="Run a sweep: one run for every combination of a,b values.")
 ]
@@ -227,7 +231,7 @@ def evaluate(
 
 @app.command()
 def export(
-    overrides: OverridesOfRun = None,
+    overrides: OverridesOfExport = None,
     multirun: Multirun = False,
     config_dir: ConfigDir = None,
     cfg: Cfg = None,
@@ -241,8 +245,8 @@ def export(
     kdcli export runs/distill/2026-… hardware=cpu
     kdcli export runs/distill/2026-… hardware=cpu,intel -m
 
-    Exit codes: 0 done; 1 the job failed; 2 the config or the command line is wrong; 3 a file misses its budget or tolerance, or could not be
-    made or run; 130 interrupted; 143 terminated.
+    Exit codes: 0 done; 1 the job failed; 2 the config or the command line is wrong, or no file can be made or run; 3 a file misses its budget or
+    tolerance, or one of several failed; 130 interrupted; 143 terminated.
     """
     from kdcli.launch.run import launch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,11 +32,20 @@ GROUPS = (
 """The groups of `kdcli.tasks.mistakes.mistakes`, with their headings."""
 
 
+_QUOTED = re.compile(
+    r"^([^=]*=)'(?!(?:null|true|false|on|off|inf|nan)')([A-Za-z_./~][\w./:@+~-]*)'$", re.IGNORECASE
+)
+"""An override whose value is in quotes of Hydra's grammar, and need not be."""
+
+
 def facts(run: Path, report: Report, metrics: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     """Yield lines on what was trained and how, as far as the run directory states it."""
     words = recorded_overrides(run)
     if words is not None:
-        yield "command", shlex.join(["kdcli", "distill", *words])
+        unquoted = {
+            word.partition("=")[0]: _QUOTED.sub(r"\1\2", word) for word in words
+        }  # the last one of a key counts
+        yield "command", shlex.join(["kdcli", "distill", *unquoted.values()])
     if shape := _shape(run / "student" / "config.json"):
         yield "student", shape
     if fidelity := report.get("fidelity"):

@@ -1,5 +1,7 @@
 """Turns a text, or a text and its pair, into the student's inputs, and its logits into labels. Every runtime's script imports this."""
 
+import sys
+
 import numpy as np
 from row import HERE, LABELS, Row
 
@@ -8,6 +10,12 @@ __all__ = ["HERE", "Example"]
 
 class Example(Row):
     """A text, or a text and its pair."""
+
+    def __init__(self, *texts: str):
+        len(texts) < 3 or sys.exit(
+            f"expected a text, or a text and its second text, got {len(texts)}; put quotes around each"
+        )
+        super().__init__(*texts)
 
     def predictions(self, logits: np.ndarray) -> list[tuple[float, str]]:
         """Return the probability of each label, the most likely first. `logits`: [labels]."""

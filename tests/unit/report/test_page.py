@@ -835,7 +835,9 @@ def test_page_shows_where_the_student_fails_and_what_to_try(tmp_path: Path) -> N
     """A score says that a student fails, and not where; or the search does not run because the page forbids its script."""
     run = fake_run(tmp_path / "run", failing(), fake_metrics())
     (run / ".hydra").mkdir()
-    (run / ".hydra" / "overrides.yaml").write_text("- student=tiny\n- dataset.path=my rows.csv\n")
+    (run / ".hydra" / "overrides.yaml").write_text(
+        "- student='small'\n- dataset.path=my rows.csv\n- dataset.label='true'\n- teacher='minilm'\n- student=tiny\n"
+    )
     (run / "student").mkdir()
     (run / "student" / "config.json").write_text(
         '{"model_type": "bert", "num_hidden_layers": 2, "hidden_size": 128}'
@@ -844,7 +846,10 @@ def test_page_shows_where_the_student_fails_and_what_to_try(tmp_path: Path) -> N
     seen = Page(page)
     text = " ".join(seen.text.split())
     for part in (
-        *("kdcli distill student=tiny 'dataset.path=my rows.csv'", "bert, 2 layers, hidden size 128"),
+        *(
+            "kdcli distill student=tiny 'dataset.path=my rows.csv' 'dataset.label='\"'\"'true'\"'\"'' teacher=minilm",
+            "bert, 2 layers, hidden size 128",
+        ),
         *("1,875 steps, 3 epochs, learning rate up to 0.0003", "70 test rows, 2 of them", "Late again"),
         *("World 80.0 %", "Sports 90.0 %, right", "trainer.until=converged", "kdcli compare", "P 9", "R 9"),
     ):
