@@ -71,7 +71,7 @@ class InitializerStep(Component):
 
 
 class Teacher(CheckpointConfig):
-    """The large model."""
+    """The large model that the student learns from."""
 
     kind = "kdcli.teachers.base.Teacher"
 

@@ -11,7 +11,7 @@ from kdcli.errors import looks_secret
 
 SENSITIVE = re.compile(
     r"(?:.*[-_])?(?:api[-_]?key|(?:access|secret|private|auth)[-_]?(?:key|token)|secret|authorization|passw(?:or)?d|passphrase|credentials?|"
-    r"cookie|token)|key",
+    r"cookie|token)|key|(?:x[-_])?auth|bearer|pw|pwd",
     re.IGNORECASE,
 )
 """Names of parameters and headers whose values are secret."""
@@ -24,6 +24,10 @@ IN_REQUEST = re.compile(r"teacher\.parameters\.\w*(headers|query)\.")
 """The keys of headers and of parts of an address, whose values are short words."""
 RANDOM = re.compile(r"(?=[A-Za-z0-9]*\d)[A-Za-z0-9]{28,}")
 """A word that is randomly generated, longer than the ids of organizations and projects."""
+
+
+_CASES = re.compile(r"[a-z]\d*(?=[A-Z])")
+"""A change from a small to a capital letter. The names of variables have few of them."""
 
 
 def secret_in(key: str, value: Any) -> str | None:
@@ -42,6 +46,7 @@ def secret_in(key: str, value: Any) -> str | None:
             not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text)
             or KEY_PREFIX.match(text)
             or any(map(_random, words))
+            or len(_CASES.findall(text)) > 3
         ):
             return f"{key}: expected the name of an environment variable, such as OPENAI_API_KEY, and this looks like a key; {remedy}"
         return None
@@ -66,6 +71,8 @@ def _random(word: str) -> bool:
 def secrets_in(tree: Any, path: str = "") -> Iterator[str]:
     if isinstance(tree, Mapping):
         for key, value in tree.items():
+            if looks_secret(str(key)):
+                yield f"{path}: a key of it looks like a secret, which the run directory would keep; keep it in an environment variable"
             yield from secrets_in(value, join_key(path, key))
     elif isinstance(tree, list | tuple):
         for value in tree:

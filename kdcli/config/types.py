@@ -105,7 +105,7 @@ Weight = Annotated[Float, Field(ge=0, le=1e6)]
 Temperature = Annotated[Float, Field(gt=0, le=1e6)]
 """A softmax temperature; the loss is multiplied by its square, which must stay finite in fp32."""
 SamplingTemperature = Annotated[Float, Field(ge=0, le=1e6)]
-Depth = Annotated[Int, Field(ge=1, le=10**4)]
+Depth = Annotated[Int, Field(ge=1, le=1000)]
 """Layers of a model; the deepest published transformer has a thousand."""
 LayerIndex = Annotated[Int, Field(ge=-(10**4), le=10**4)]
 """The index of a layer; -1 is the last one."""

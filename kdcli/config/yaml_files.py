@@ -346,7 +346,12 @@ def _package(document: Document, name: str) -> str:
         where = f"{document.path}, line {number}, column 1"
         words = line.strip().lstrip("#").split()
         if re.match(r"\s*#\s*@", line) and header:
-            if words[0] != "@package" or len(words) != 2 or not PACKAGE.fullmatch(words[1]):
+            if (
+                words[0] != "@package"
+                or len(words) != 2
+                or not PACKAGE.fullmatch(words[1])
+                or "\t" in line.strip()
+            ):
                 raise ConfigError(
                     f"{where}: {shown(line.strip())} is no header; expected # @package _global_, or another package"
                 )

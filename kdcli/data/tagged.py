@@ -46,6 +46,8 @@ CHUNKS = frozenset(
 """The types of chunks (CoNLL-2000), whose column is read as tags only if there is no other one."""
 DOUBLED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
 """A field whose quotes a csv writer doubled and put between quotes."""
+LIKE_TAG = re.compile(r"[A-Za-z][-_]\S+|\S+[-_][A-Za-z]")
+"""A value that looks like a letter of a scheme with a type."""
 BOUNDARY = re.compile(r"\s*-DOCSTART-.*")
 END = re.compile(r"\s*(EOS|</?s>|<eos>|[-=*_]{3,})\s*")
 """The lines that end a sentence in place of a blank line (MeCab's EOS), in a file of words with tags."""
@@ -297,7 +299,7 @@ def _names(
 ) -> tuple[list[str] | None, Line | None]:
     """Return the names of the columns, if they have some: those configured, of a header or of a comment; and the line of the header.
 
-    A first line whose value in a column is the only one that is no tag is a header with other names.
+    A first line whose value in a column is the only one that is no tag is a header with other names, unless the value looks like a misspelt tag.
     """
     cfg, first = schema.cfg, lines[0]
     lower = {name.casefold() for name in first.fields}
@@ -311,7 +313,10 @@ def _names(
         named
         or (cfg.columns is not None and holds_names(cfg.columns, first.fields))
         or any(
-            column[0] not in column[1:] and _is_scheme(column[1:]) and not _is_scheme(column)
+            column[0] not in column[1:]
+            and not LIKE_TAG.fullmatch(column[0])
+            and _is_scheme(column[1:])
+            and not _is_scheme(column)
             for column in columns
         )
     )

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from kdcli import rundir
-from kdcli.errors import ConfigError, ModelError
+from kdcli.errors import ConfigError, ModelError, listed
 from kdcli.evaluation.results import read_report
 from kdcli.files import user_path
 
@@ -39,6 +39,8 @@ def locate(given: str) -> tuple[Path, Path | None]:
         read_report(run)
         _require_student(path, run)
     if path.is_dir() and run != path:
+        if exports := sorted(str(each.parent) for each in path.glob(f"*/{rundir.EXPORT}")):
+            raise ConfigError(f"{given} holds exports; give one of them: {listed(exports)}")
         _require_whole(path)
     return path, run
 

@@ -115,7 +115,7 @@ def own_options(command: str, typed: Iterable[Override]) -> list[Option]:
         for key in option.keys:
             path, value = ".".join(key), option.value(key)
             if key[0] == "hydra":
-                if len(key) == 1 and not isinstance(value, dict | None):
+                if len(key) == 1 and not isinstance(value, dict):
                     raise ConfigError(
                         f"{option.at(key)}: hydra = {shown(value)}: expected a mapping of keys to values"
                     )

@@ -297,15 +297,18 @@ def _data_of(command: str, config: Any) -> Iterator[Mapping[str, Any]]:
 
 def config_tree(composed: DictConfig) -> dict[str, Any]:
     """Return the config as plain data under current names, resolved and without Hydra's node."""
-    with config_at_fault("the config cannot be resolved"):
-        try:
-            return renamed.with_current_names(
-                {str(key): _resolved(composed, str(key)) for key in composed if key != "hydra"}
-            )
-        except OmegaConfBaseException as error:
-            raise ConfigError(
-                f"the config cannot be resolved: {str(error).splitlines()[0]}; correct the interpolation, or give the value itself"
-            ) from None
+    tree = {}
+    for key in map(str, composed):
+        if key == "hydra":
+            continue
+        with config_at_fault(f"{key} cannot be resolved"):
+            try:
+                tree[key] = _resolved(composed, key)
+            except OmegaConfBaseException as error:
+                raise ConfigError(
+                    f"{error.full_key or key} cannot be resolved: {str(error).splitlines()[0]}; correct the interpolation, or give the value itself"
+                ) from None
+    return renamed.with_current_names(tree)
 
 
 def _resolved(composed: DictConfig, key: str) -> Any:

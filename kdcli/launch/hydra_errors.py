@@ -164,11 +164,17 @@ def _short(command: str, overrides: list[str], error: Exception) -> str:
             group = unresolved[1][2:-1]
             return f"~{group}: a choice is needed; take one of those that kdcli list {group} shows"
         return f"{_place_of(unresolved[1])}{unresolved[1]}: there is no such group; name one of those that kdcli list shows, or an option"
+    if absent := re.match(r"Could not delete from config\. '(.+)' does not exist", text):
+        return f"~{absent[1]}: the key has no value that could be removed; leave this word out"
     if text.startswith("Error merging override"):
         return f"{text}: expected a value of another type; give one, or leave the override out"
-    return text.removesuffix(
+    text = text.removesuffix(
         "Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
     ).strip()
+    return (
+        text
+        or f"the config cannot be composed ({type(error).__name__}); look for an interpolation (${{…}}) that does not end"
+    )
 
 
 def _place_of(text: str) -> str:

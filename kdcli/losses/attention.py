@@ -23,7 +23,7 @@ class Attention(FeatureLoss):
 
     Args:
         layer_mapping: the pairs of student and teacher layers.
-        of: probabilities or scores.
+        of: what is compared: attention probabilities, or the scores before the softmax.
         distance: mse, or kl (of probabilities).
     """
 

@@ -13,7 +13,7 @@ class Embeddings(HiddenStates):
     It is `HiddenStates` on the input of the first layer.
 
     Args:
-        distance: mse, or cosine.
+        distance: the distance of the features: mse, or cosine.
     """
 
     def __init__(self, distance: Literal["mse", "cosine"] = "mse"):

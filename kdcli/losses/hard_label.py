@@ -17,7 +17,7 @@ class HardLabel(Loss):
     -Σ_c p_c log q_c. Range: [0, ∞).
 
     Args:
-        label_smoothing: ε, 0 to below 1.
+        label_smoothing: the probability ε that all labels share, 0 to below 1.
     """
 
     needs_teacher = False

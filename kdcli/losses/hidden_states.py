@@ -22,7 +22,7 @@ class HiddenStates(FeatureLoss):
 
     Args:
         layer_mapping: the pairs of student and teacher layers; 0 is the embeddings.
-        distance: mse, or cosine.
+        distance: the distance of the features: mse, or cosine.
         tokens: all, or the first of each row (Sun et al. 2019 take BERT's [CLS] alone).
     """
 

@@ -37,8 +37,8 @@ class EncoderDecoder(StudentInitializer):
 
     Args:
         hidden_size: width; a multiple of num_attention_heads, and even.
-        encoder_layers, decoder_layers: depths.
-        num_attention_heads: heads a layer.
+        encoder_layers, decoder_layers: the number of layers of the encoder and of the decoder.
+        num_attention_heads: the number of attention heads of each layer.
         intermediate_size: width of the feed-forward layers.
         dropout: of hidden states during training.
     """

@@ -43,13 +43,13 @@ class FromConfig(StudentInitializer):
     """Creates a model of the given size over the teacher's vocabulary. With `student.path`, it loads that checkpoint.
 
     Args:
-        hidden_size: width of the hidden states; a multiple of num_attention_heads.
-        num_hidden_layers: depth.
-        num_attention_heads: heads a layer.
-        intermediate_size: width of the feed-forward layers.
+        hidden_size: the width of the hidden states; a multiple of num_attention_heads.
+        num_hidden_layers: the number of transformer layers.
+        num_attention_heads: the number of attention heads of each layer.
+        intermediate_size: the width of the feed-forward layers.
         model_type: the architecture by its name in transformers.
         num_key_value_heads: for an architecture whose heads share keys and values; null: as many as heads.
-        dropout: of hidden states and attention during training.
+        dropout: the dropout of hidden states and attention during training.
         embeddings: random, or those of the teacher: its word and position embeddings, projected to the student's
             width by the principal components with the most variance (tokens are weighted by their frequency in the
             training rows). A small student cannot learn thirty thousand vectors from a few thousand rows; inherited

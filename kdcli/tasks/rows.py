@@ -334,9 +334,15 @@ class LabelledRows(RowSchema):
         """Require at least two classes."""
         labels = {label for row in train for label in labels_of(row["label"])} - {IGNORE}
         if len(labels) < 2:
+            keys = [key for key in ("limit", "labelled") if getattr(self.cfg, key)]
+            remedy = (
+                " or ".join(f"give a larger dataset.{key}" for key in keys)
+                or "correct dataset.path or dataset.label"
+            )
+            of = f" that {' and '.join(f'dataset.{key}' for key in keys)} leave" if keys else ""
             raise DataError(
-                f"{self.cfg.path}: all training rows have the label {shown(self.labels[labels.pop()])}; at least two are "
-                "needed (dataset.path, dataset.label)"
+                f"{self.cfg.path}: all training rows{of} have the label {shown(self.labels[labels.pop()])}, and at least two labels are "
+                f"needed; {remedy}"
             )
 
 

@@ -342,6 +342,11 @@ def test_what_runs_the_file_without_kdcli_says_what_was_measured(run: Path, expo
     assert json.loads((exported / "export.json").read_text())["recommended"] == "model.int8.onnx"
     text = texts_of(run)[3]
     lines = run_snippet(exported / "run_onnx.py", text)
+    script = [sys.executable, str(exported / "run_onnx.py"), "three", "texts", "here"]
+    refused = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    require_words(refused.stderr, "a text and its second text", "3", "quotes")
+    assert "Traceback" not in refused.stderr
     probability, label = lines[0].split(maxsplit=1)
     expected = np.exp(said[3] - said[3].max()) / np.exp(said[3] - said[3].max()).sum()
     assert label == report["labels"][int(said[3].argmax())]
@@ -426,6 +431,7 @@ def test_predict_and_chat_refuse_what_is_no_student(
         (training, [text], ["training", "trainer_state.json"]),
         (unfinished, [text], ["kdcli distill", f"--out {unfinished}"]),
         (exported / "model.onnx", [text], ["pip install", "kdcli[cpu]", "no_such_runtime"]),
+        (exported.parent, [text], ["export", str(exported)]),
         (tmp_path / "notes.txt", [text], ["notes.txt", "run"]),
         (tmp_path / "nowhere", [text], ["nowhere"]),
         (run, [], ["text", "file", "-"]),

@@ -16,7 +16,7 @@ import yaml
 from faults.harness import Fence, Outcome, require_clean, run_here, run_process
 from support.commands import require_words
 
-from kdcli.config.secrets import secret_in
+from kdcli.config.secrets import secret_in, secrets_in
 from kdcli.launch.run import launch
 
 PLANTED = "correct-horse-battery-staple"
@@ -219,8 +219,14 @@ def test_a_variable_s_name_is_taken(refused: Callable[..., Outcome]) -> None:
         "_K8S",
         "sk",
         "AZURE_OPENAI_KEY_EASTUS2",
+        "MyOpenAIApiKey_Prod",
     ):
         assert secret_in("teacher.api_key_env", name) is None
+    for name in ("AbCdEfGhIjKlMnOpQrStUvWxYz", "aB3xY9kLm2Q", "Zk9xQ_aB3xYq_kLm2Qw"):
+        assert secret_in("teacher.api_key_env", name) is not None
+    for name in ("extra_headers.X-Auth", "AUTH", "bearer"):
+        assert secret_in(f"teacher.parameters.{name}", "hunterhunter") is not None
+    assert [*secrets_in({"teacher": {"parameters": {"sk-proj-abcdEFGH1234567890abcdEFGH": 1}}})]
     for path in (
         "/data/sk-en-corpus-2024.csv",
         "OWNER/hf_models",

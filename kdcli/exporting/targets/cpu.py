@@ -75,7 +75,7 @@ class Cpu(Target):
     (`language.trace`); `model.int8.onnx` and `model.int4.onnx` have quantized weights in blocks (`language.blockwise`).
 
     Args:
-        precisions: the files to make; None: fp32 and int8, of a causal language model int4 as well.
+        precisions: the files to make; null: fp32 and int8, of a causal language model int4 as well.
         opset: version of the ONNX operators. 17 is the first with LayerNormalization as one operator, and ONNX Runtime reads it
             since 1.12, also in browsers and on phones; 14 is for older versions.
         per_channel: one scale per output channel; false: one per matrix. Matrices of CTranslate2 have one per row.

@@ -61,7 +61,7 @@ class Pruned(PruningInitializer):
         num_key_value_heads: the key and value heads of a layer, if they are fewer; null: in their present ratio.
         intermediate_size: the feed-forward units of a layer; of each expert in a mixture of experts.
         num_experts: the experts of a layer, in a mixture of experts.
-        importance: the score.
+        importance: the score by which units are kept (gradient, activation or magnitude, as above).
         calibration: the number of training rows that the scores are computed on.
     """
 

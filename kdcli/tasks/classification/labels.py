@@ -23,9 +23,9 @@ MISSING = frozenset({
     "nan", "NaN", "NAN", "-nan", "<NA>", "NA", "N/A", "n/a", "#N/A", "null", "NULL", r"\N", "#NULL!", "-100",
 })  # fmt: skip
 """The texts that pandas, R, spreadsheets, databases and torch write for a missing label, besides an empty cell."""
-UNCLEAR = frozenset({"None", "?", "undefined", "unlabeled", "unlabelled", "no label", "missing"})
+UNCLEAR = frozenset({"None", "?", "undefined", "unlabeled", "unlabelled", "no label", "missing", "–", "—"})
 """The texts that may be a class, or may be the name that a program gives to a missing value."""
-_SEPARATORS = ("|", ";", ",", "#", "/", "+", "&", " ")
+_SEPARATORS = ("|", ";", ",", "#", "/", "+", "&", " and ", " ")
 _BETWEEN_LABELS = frozenset("|;,#")
 """The separators that stand between labels more often than in the name of one."""
 _WHOLE = re.compile(r"[+-]?\d+,0{1,2}")

@@ -98,8 +98,8 @@ class OpenAITeacher(RemoteTeacher):
     answers without a label, are counted and dropped.
 
     Args:
-        base_url: up to and without /chat/completions.
-        model: its name there.
+        base_url: the address of the endpoint, up to and without /chat/completions.
+        model: the name of the model at the endpoint.
         api_key_env: the environment variable that holds the API key; null: the endpoint needs none.
         soft_labels: the source of the labels' probabilities; or prompt_logprobs: the server scores the tokens of language models.
         top_logprobs: the number of likeliest tokens that are requested (logprobs).
@@ -114,14 +114,16 @@ class OpenAITeacher(RemoteTeacher):
         shots: training rows with their gold answers that precede each question, the same number of each label.
         prompt: a Jinja file in place of the packaged one (kdcli/teachers/remote/prompts).
         parameters: further parameters of each request, which replace those of kdcli; null removes one.
-        concurrency: requests in flight.
+        concurrency: the number of requests that are sent at the same time.
         requests_per_minute, tokens_per_minute: the limits of the endpoint; null: none.
         timeout: seconds in which an answer must arrive.
-        retries: of one request.
+        retries: how often a request that fails is sent again.
         budget: the most that this process may request and pay; it stops before it exceeds it.
-        prices: of a million tokens; null: the cost is not known.
-        server: whose requests score given tokens (prompt_logprobs).
-        tokenizer, verify, rows_per_request: of `TokenScorer` (prompt_logprobs).
+        prices: the price of a million tokens; null: the cost is not known.
+        server: the kind of the server that scores given tokens (prompt_logprobs).
+        tokenizer: a directory or hub id with the model's tokenizer and config.json; null: that of the student (prompt_logprobs).
+        verify: a checkpoint of the model on this machine, with which some answers are compared before the others are requested (prompt_logprobs).
+        rows_per_request: the number of rows that a request scores together (prompt_logprobs).
     """
 
     limitations: ClassVar[Mapping[str, str]] = {

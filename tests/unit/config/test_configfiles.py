@@ -203,7 +203,7 @@ def test_sweeps_that_cannot_be_run(
     "word",
     ["teacher=5", "dataset=true", "~trainer=1", "dataset=[{}]", "hydra.job.name=x", "hydra=5", f"seed={'9' * 5000}", "hydra.launcher._target_=os.getcwd",
      f"hydra.run.dir={'a' * 300}", f"dataset.labels=[{'a,' * 3000}a]", "trainer.epochs=1e18", "student.hidden_size=1000000000000",
-     "~teacher.vocab_size=a,b loss=null"],
+     "~teacher.vocab_size=a,b loss=null", "~metric", "~seeds"],
     ids=lambda word: word[:30],
 )  # fmt: skip
 def test_words_that_are_wrong(

@@ -216,7 +216,8 @@ def test_single_class(tmp_path: Path, more: dict[str, Any]) -> None:
     """A student that always says the one label there is scores 100 %."""
     rows = ROWS if more else [(text, "good") for text, _ in ROWS]
     message = refused(write_csv(tmp_path / "a.csv", rows), **more)
-    require_words(message, "a.csv", "all training rows", "at least two", "dataset.path", "dataset.label")
+    keys = ["dataset.limit", "dataset.labelled"] if more else ["dataset.path", "dataset.label"]
+    require_words(message, "a.csv", "all training rows", "at least two", *keys)
 
 
 # ---- text without labels -----------------------------------------------------------------------------

@@ -458,3 +458,12 @@ def test_text_without_tags(tmp_path: Path) -> None:
     path.write_text("EU rejects German call\nPeter Blackburn\n")
     with pytest.raises(DataError, match=naming("a.conll", "several words")):
         read_file(schema, path, str(path))
+
+
+def test_a_misspelt_tag_in_the_first_line_is_no_header(tmp_path: Path) -> None:
+    """The first sentence is lost, and a tag that would be refused anywhere else is never seen."""
+    path = tmp_path / "a.conll"
+    path.write_text("Paris\tX-LOC\n\n" + "".join(f"word{row}\tB-LOC\nx\tO\n\n" for row in range(60)))
+    cfg = {"path": str(path), "format": "conll", "labels": ["O", "B-LOC"]}
+    with pytest.raises(DataError, match=naming("line 1", "'X-LOC'", "B-LOC")):
+        load(Dataset.model_validate(cfg))

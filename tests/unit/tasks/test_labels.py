@@ -246,6 +246,14 @@ def test_what_is_refused(tmp_path: Path, case: str) -> None:
         assert len(read(path, **own.options | own.accepted).labels) > 1
 
 
+def test_labels_joined_by_a_word(tmp_path: Path) -> None:
+    """Three classes of which one is two of them; or a name with "and" that is taken for two labels."""
+    with pytest.raises(DataError, match=naming("several labels", "' and '", "'joy and fear'")):
+        read(write(tmp_path / "a.csv", ["joy", "fear", "joy and fear"]))
+    names = ["bed and breakfast", "hostel", "hotel"]
+    assert read(write(tmp_path / "b.csv", names)).labels == names
+
+
 @dataclass
 class Files:
     """Training rows and test rows in files of their own; `words` of the refusal or the gold labels of the test rows."""
