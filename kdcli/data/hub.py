@@ -24,6 +24,7 @@ from kdcli.files import digest, storage_error
 from kdcli.hub import snapshot
 from kdcli.tasks.rows import RawSplit, RowSchema, fold_white_space
 
+logger = logging.getLogger(__name__)
 DEEPEST = 500
 """The nesting depth of brackets from which a file is parsed as JSON to measure its depth."""
 LARGEST_CARD = 2**22
@@ -115,6 +116,8 @@ def read_hub(schema: RowSchema, split: str, folder: Path | None = None) -> RawSp
     names = class_names(table.features[label])
     if names is not None:
         columns[label] = [class_name(value, names) for value in columns[label]]
+    if cache is not None:
+        logger.info("read %s as a repository of the hub, %d columns", name, len(table.column_names))
     bad = BadRows(cfg.bad_rows)
     rows = check_rows(schema, name, table_rows(columns, paths, name, bad), bad)
     bad.warn(name, len(rows))
@@ -157,5 +160,6 @@ def _readable(folder: Path, name: str) -> Iterator[None]:
             raise
         raise DataError(
             f"the data set {name} cannot be read: {abbreviated(str(error.__cause__ or error).strip(), 1000)} (dataset.name=, "
-            "dataset.train=, dataset.validation= and dataset.test= choose its parts)"
+            "dataset.train=, dataset.validation= and dataset.test= choose its parts; dataset.format=csv, or another one, reads the files of a folder "
+            "without its card)"
         ) from None

@@ -101,11 +101,16 @@ def require_source(cfg: DatasetConfig, given: str) -> None:
 
 def is_local_repository(cfg: DatasetConfig, path: Path) -> bool:
     """Return whether a folder is a repository of the hub: by the data set's format, or because its card names the files of its parts, or their
-    columns."""
+    columns. Its files are those of any folder if a key says how they are read, which the library that reads repositories does not know."""
     if cfg.forces_format or _is_saved(path):
         return False
     if cfg.format == "hub":
         return os.path.isdir(path)
+    if any(
+        key is not None
+        for key in (cfg.encoding, cfg.delimiter, cfg.quote, cfg.escape, cfg.columns, cfg.field)
+    ):
+        return False
     card = path / "README.md"
     if not card.is_file():
         return False

@@ -1076,3 +1076,23 @@ def test_a_repository_on_disk_is_read_from_its_own_files(tmp_path: Path) -> None
         content = "".join(f"{text},{labels[label == 'good']}\n" for text, label in ROWS)
         (folder / "data.csv").write_text("text,label\n" + content)
         assert set(read(folder).labels) == set(labels)
+
+
+def test_keys_that_say_how_files_are_read_hold_in_a_repository(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """dataset.encoding= and dataset.delimiter= that change nothing, because a README stands beside the file."""
+    folder = tmp_path / "repo"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: data.csv\n---\n")
+    rows = "".join(f"caf\xe9 {text};{label}\n" for text, label in ROWS)
+    (folder / "data.csv").write_bytes(f"text;label\n{rows}".encode("cp1252"))
+    with pytest.raises(DataError, match=naming("dataset.format=csv")):
+        read(folder)
+    caplog.set_level("INFO")
+    for keys in ({"encoding": "cp1252"}, {"delimiter": ";"}, {"format": "csv"}):
+        assert {f"caf\xe9 {text}" for text, _ in ROWS} == set(texts(read(folder, **keys)))
+    repository(tmp_path)
+    caplog.clear()
+    read(tmp_path / "hub")
+    assert any("as a repository of the hub" in each.getMessage() for each in caplog.records)
