@@ -127,7 +127,8 @@ def _write_instructions(
     scripts: dict[str, list[tuple[Path, str]]] = {}
     sizes = {name: entry.bytes or 0 for name, entry in result.artifacts.items()}
     paths = {path.name: path for path in files}
-    values = plan.task.snippet_constants(tokenizer, plan.max_length)
+    texts = 2 if "text_pair" in plan.test.column_names else 1
+    values = plan.task.snippet_constants(tokenizer, plan.max_length) | {"TEXTS": texts}
     for name in sorted(sizes, key=lambda name: (name != result.recommended, sizes[name])):
         path = paths[name]
         runtime = runtime_name(runtime_of(path) or "")

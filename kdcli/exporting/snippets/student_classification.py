@@ -7,14 +7,14 @@ from row import HERE, LABELS, Row
 
 __all__ = ["HERE", "Example"]
 
+TEXTS = 2  # of a row: a text, or a text and its pair
+
 
 class Example(Row):
     """A text, or a text and its pair."""
 
     def __init__(self, *texts: str):
-        len(texts) < 3 or sys.exit(
-            f"expected a text, or a text and its second text, got {len(texts)}; put quotes around each"
-        )
+        len(texts) <= TEXTS or sys.exit(f"expected {TEXTS} text(s), got {len(texts)}; put quotes around each")
         super().__init__(*texts)
 
     def predictions(self, logits: np.ndarray) -> list[tuple[float, str]]:
