@@ -13,6 +13,8 @@ from transformers.utils import chat_template_utils
 from kdcli.templates import Bounded
 
 _LOCK = threading.RLock()
+_COMPILE: Any = chat_template_utils._compile_jinja_template.__wrapped__
+"""transformers' compilation of a template, without its cache."""
 
 
 class _BoundedChat(Bounded):
@@ -30,7 +32,7 @@ def _compiled(source: str) -> Any:
     utils: Any = chat_template_utils
     original, utils.ImmutableSandboxedEnvironment = utils.ImmutableSandboxedEnvironment, _BoundedChat
     try:
-        return utils._cached_compile_jinja_template(source)
+        return _COMPILE(source)
     finally:
         utils.ImmutableSandboxedEnvironment = original
 
