@@ -20,8 +20,9 @@ from kdcli.errors import ConfigError
 STEPS = 200_000
 """The work of one rendering at most: iterations of loops, calls and filters, and thousands of characters that these return."""
 LARGEST = 1_000_000
-"""The maximum of characters of a text, of items of a list, and of a width; of the product of the lengths of two operands, which `replace` and `join` may
-multiply, a hundred times as much."""
+"""The maximum of characters of a text, of items of a list, and of a width."""
+PRODUCT = 100 * LARGEST
+"""The maximum product of the lengths of two operands, which `replace` and `join` may multiply."""
 BITS = 10_000
 """The maximum of bits of an integer."""
 WIDENS = {"center", "ljust", "rjust", "zfill", "expandtabs", "indent", "batch", "slice"}
@@ -84,7 +85,7 @@ class Bounded(ImmutableSandboxedEnvironment):
         sizes = sorted(len(operand) for operand in operands if isinstance(operand, str | list | tuple))
         numbers = [operand for operand in operands if isinstance(operand, int)]
         wide = name in WIDENS and any(abs(number) > self.largest // 10 for number in numbers)
-        if wide or (len(sizes) > 1 and sizes[-1] * sizes[-2] > 100 * self.largest):
+        if wide or (len(sizes) > 1 and sizes[-1] * sizes[-2] > PRODUCT):
             raise SecurityError(f"{name} makes a value of more than {self.largest:,} characters")
         if name in ("format", "format_map") and any(
             _WIDE.search(operand)

@@ -264,16 +264,14 @@ def _stratified(
     share = size if size < 1 else count / rows_of.total()
     expected = {stratum: share * rows for stratum, rows in rows_of.items() if stratum}
     for stratum, rows in expected.items():
-        fewest = min(round(rows), math.ceil(0.9 * rows))
-        most = max(1, round(rows), math.floor(1.1 * rows))
+        fewest, most = _within_a_tenth(rows, round(rows), max(1, round(rows)))
         wanted[stratum] = min(max(wanted[stratum], fewest), most)
     if +wanted == given:
         return nearest
     if size >= 1:
         for stratum in sorted(expected, key=expected.__getitem__, reverse=True):
             rows, own = expected[stratum], wanted[stratum]
-            fewest = min(math.floor(rows), math.ceil(0.9 * rows))
-            most = max(math.ceil(rows), math.floor(1.1 * rows))
+            fewest, most = _within_a_tenth(rows, math.floor(rows), math.ceil(rows))
             wanted[stratum] = min(max(own + count - wanted.total(), fewest), most)
     chosen = []
     for group in free:
@@ -285,6 +283,11 @@ def _stratified(
         rest = [group for group in free if group not in taken]
         chosen += _nearest(rest, counts, count - sum(map(counts.__getitem__, chosen)), size, split)
     return chosen
+
+
+def _within_a_tenth(rows: float, low: int, high: int) -> tuple[int, int]:
+    """Return the bounds of a number of rows: within a tenth of it, and no narrower than `low` and `high`."""
+    return min(low, math.ceil(0.9 * rows)), max(high, math.floor(1.1 * rows))
 
 
 def _nearest(

@@ -64,7 +64,7 @@ class RowScores:
                 about = decode_json((file.metadata() or {}).get("about", "{}"))
                 values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if not isinstance(about, dict):
-                raise ValueError("its metadata are no mapping")
+                raise ValueError("its metadata is not a mapping")
             if about.get("format") != FORMAT:
                 return None
             if len({value.shape for value in values.values()}) != 1 or any(

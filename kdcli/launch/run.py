@@ -238,9 +238,8 @@ def _following(command: str, composed: DictConfig, folder: Path) -> tuple[str, .
     """
     if command == "distill":
         return "export", str(folder)
-    form, artifact, model = (
-        OmegaConf.select(composed, key) for key in ("format", "artifact", "model")
-    )  # ~KEY takes one out
+    # ~KEY removes a key
+    form, artifact, model = (OmegaConf.select(composed, key) for key in ("format", "artifact", "model"))
     if form == "json":
         return ()
     if command == "export":

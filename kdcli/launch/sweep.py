@@ -170,7 +170,7 @@ def sweep(
             status = _one_by_one(command, folder, points)
         else:
             failure = (
-                _too_slow(folder, points)
+                _timeout_error(folder, points)
                 if isinstance(error, multiprocessing.TimeoutError)
                 else failure_of(error)
             )
@@ -212,8 +212,8 @@ def _without_result(points: Iterable[Path]) -> list[Path]:
     return [run for run in points if not any((run / name).is_file() for name in results)]
 
 
-def _too_slow(folder: Path, points: Iterable[Path]) -> KDError:
-    """Return the error of a sweep whose launcher waited in vain for a point."""
+def _timeout_error(folder: Path, points: Iterable[Path]) -> KDError:
+    """Return the error of a sweep whose launcher timed out."""
     running = listed(map(str, _without_result(points)))
     return KDError(
         f"hydra.launcher.timeout: a point of the sweep took longer, and those without a result were ended ({running}); give a larger one, or null, and "

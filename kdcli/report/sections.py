@@ -42,10 +42,8 @@ def facts(run: Path, report: Report, metrics: Sequence[Mapping[str, Any]]) -> It
     """Yield lines on what was trained and how, as far as the run directory states it."""
     words = recorded_overrides(run)
     if words is not None:
-        unquoted = {
-            word.partition("=")[0]: _QUOTED.sub(r"\1\2", word) for word in words
-        }  # the last one of a key counts
-        yield "command", shlex.join(["kdcli", "distill", *unquoted.values()])
+        last = {word.partition("=")[0]: _QUOTED.sub(r"\1\2", word) for word in words}
+        yield "command", shlex.join(["kdcli", "distill", *last.values()])
     if shape := _shape(run / "student" / "config.json"):
         yield "student", shape
     if fidelity := report.get("fidelity"):

@@ -37,7 +37,8 @@ def _compiled(source: str) -> Any:
         utils.ImmutableSandboxedEnvironment = original
 
 
-def _begun(source: str) -> Any:
+def _compile_bounded(source: str) -> Any:
+    """Return a compiled template that has done no work yet."""
     template = _compiled(source)
     template.environment.spent = 0
     return template
@@ -52,7 +53,7 @@ def bounded_templates() -> Iterator[None]:
     """
     utils: Any = chat_template_utils
     with _LOCK:
-        original, utils._compile_jinja_template = utils._compile_jinja_template, _begun
+        original, utils._compile_jinja_template = utils._compile_jinja_template, _compile_bounded
         try:
             yield
         finally:

@@ -282,6 +282,7 @@ def test_arguments_keep_their_order() -> None:
         "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
         "{% generation %}{{ messages[0].content | center(10**10) }}{% endgeneration %}",
         "{% macro f(n) %}{{ f(n - 1) }}{{ f(n - 1) }}{% endmacro %}{{ f(900) }}",
+        "{% set x = 'a' * 60000 %}{{ x.replace('a', x) }}",
     ],
 )
 def test_a_chat_template_that_does_not_end_is_refused(source: str) -> None:
