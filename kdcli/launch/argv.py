@@ -65,13 +65,17 @@ def require_choices(typed: Iterable[Override]) -> None:
 
 
 def require_known_hydra_keys(typed: Iterable[Override]) -> None:
-    """Raise ConfigError for one of Hydra's own keys that is not in `OF_HYDRA`, or that names a class."""
+    """Raise ConfigError for one of Hydra's own keys that is not in `OF_HYDRA`, that is removed, or that names a class."""
     for word in typed:
         key, line = word.key_or_group, str(word.input_line)
         if not re.match(r"hydra\b", key):
             continue
-        if word.is_delete() or not OF_HYDRA.fullmatch(key) or "_target_" in line:
+        if not OF_HYDRA.fullmatch(key) or "_target_" in line:
             raise ConfigError(not_settable(key))
+        if word.is_delete():
+            raise ConfigError(
+                f"~{key}: Hydra's keys cannot be removed; give {key} another value, or leave this word out"
+            )
 
 
 def not_settable(key: str) -> str:

@@ -163,9 +163,22 @@ def _short(command: str, overrides: list[str], error: Exception) -> str:
         if unresolved[1][2:-1] in removed:
             group = unresolved[1][2:-1]
             return f"~{group}: a choice is needed; take one of those that kdcli list {group} shows"
-        return f"{_place_of(unresolved[1])}{unresolved[1]}: there is no such group; name one of those that kdcli list shows, or an option"
+        place = _place_of(re.escape(unresolved[1]), overrides)
+        return f"{place}{unresolved[1]}: there is no such group; name one of those that kdcli list shows, or an option"
     if absent := re.match(r"Could not delete from config\. '(.+)' does not exist", text):
         return f"~{absent[1]}: the key has no value that could be removed; leave this word out"
+    if twice := re.match(r"Multiple values for ([\w/]+)\. To override a value use", text):
+        return (
+            f"{_place_of(_in_defaults(twice[1]), overrides)}{twice[1]}: the defaults lists choose it twice; write `- override /{twice[1]}: NAME`, or "
+            "leave this line out"
+        )
+    if misplaced := re.match(r"In '([\w/]+)/([^'/]+)': .* full_key: (\S+)", text):
+        group, option, key = misplaced.groups()
+        section, _, name = key.rpartition(".")
+        return (
+            f"{_place_of(_in_defaults(group), overrides)}{group}={option}: its keys would go to {section}, which has no key {name}; correct "
+            "what stands behind @ in the defaults list"
+        )
     if text.startswith("Error merging override"):
         return f"{text}: expected a value of another type; give one, or leave the override out"
     text = text.removesuffix(
@@ -177,14 +190,26 @@ def _short(command: str, overrides: list[str], error: Exception) -> str:
     )
 
 
-def _place_of(text: str) -> str:
-    """Return the position of a text in the user's config folder, as `FILE, line 3: `; empty: it stands in none of its files."""
+def _in_defaults(group: str) -> str:
+    """Return the pattern of a line of a defaults list that chooses an option of a group."""
+    return rf"^\s*-\s*(optional\s+|override\s+)*/?{group}(@\S+)?\s*:"
+
+
+def _place_of(pattern: str, overrides: list[str]) -> str:
+    """Return the position of a pattern in the user's config folder, as `FILE, line 3: `; empty: none of its files matches. Options that the overrides
+    choose are searched first."""
     folder = user_conf_dir()
-    for file in sorted(folder.rglob("*.yaml")) if folder is not None else ():
+    if folder is None:
+        return ""
+    chosen = {word.lstrip("+").replace("=", "/", 1) for word in overrides}
+    files = sorted(folder.rglob("*.yaml"))
+    for file in sorted(
+        files, key=lambda file: file.relative_to(folder).with_suffix("").as_posix() not in chosen
+    ):
         if file.is_file():
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
             for number, line in enumerate(lines, start=1):
-                if text in line:
+                if re.search(pattern, line):
                     return f"{file}, line {number}: "
     return ""
 

@@ -31,6 +31,8 @@ FILES = {
     "experiment/packaged.yaml": "# @package _global_\ndefaults:\n  - /loss@hydra.callbacks: mine\n",
     "experiment/number.yaml": "# @package _global_\nhydra: 5\n",
     "experiment/indirect.yaml": "# @package _global_\ndefaults:\n  - override /loss: launcher\n",
+    "experiment/twice.yaml": "# @package _global_\ndefaults:\n  - /loss: null\n",
+    "experiment/elsewhere.yaml": "# @package _global_\ndefaults:\n  - /loss@hydra.run: jsd\n",
     "loss/launcher.yaml": "# @package hydra.launcher\n_target_: os.getcwd\n",
     "loss/mine.yaml": f"# A loss\na: {COPY}\n",
 }
@@ -87,6 +89,19 @@ def test_hydra_creates_nothing_from_a_config_folder(
     for swept, multirun in ((["seed=1,2"], True), ([], False)):
         require_words(refused(*swept, *words, multirun=multirun), *named)
     require_words(refused(*words, cfg="all"), *named)
+
+
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("experiment=twice", ["loss", "twice.yaml", "line 3", "override /loss"]),
+        ("experiment=elsewhere", ["loss=jsd", "hydra.run", "elsewhere.yaml", "line 3"]),
+        ("~hydra.run.dir", ["~hydra.run.dir", "cannot be removed"]),
+    ],
+)
+def test_a_defaults_list_that_hydra_refuses(refused: Refused, word: str, named: list[str]) -> None:
+    """A sentence of Hydra that names no file and says nothing to do."""
+    require_words(refused(word), *named)
 
 
 def test_the_launcher_of_the_sweep_itself_is_checked(refused: Refused) -> None:
