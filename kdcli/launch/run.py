@@ -6,10 +6,12 @@ A config is composed with Hydra's public API and checked before a directory is m
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from kdcli import console, processes, rundir
 from kdcli.config import renamed
 from kdcli.config.secrets import secret_in
 from kdcli.distributed import peers, record_failure
-from kdcli.errors import ConfigError, ExitCode, hide_nothing, shown
+from kdcli.errors import ConfigError, ExitCode, hide_nothing, shown, without_environment
 from kdcli.evaluation.results import is_finished, read_report
 from kdcli.files import clean_cache, user_path, workplace
 from kdcli.launch.argv import (
@@ -165,7 +167,7 @@ def _launch(
                 raise ConfigError(problem)
     if out is not None and (problem := secret_in("--out", str(out))):
         raise ConfigError(problem)
-    if resolve and not cfg:
+    if resolve and cfg != "job":
         raise ConfigError("--resolve goes with --cfg job")
     for option, chosen, allowed in (("--cfg", cfg, CFG), ("--info", info, INFO)):
         if chosen is not None and chosen not in allowed:
@@ -258,14 +260,17 @@ def _show(
     info: str | None,
     resolve: bool,
 ) -> int:
-    """Check a config and print it (`--cfg`), or what Hydra says of it (`--info`); returns the exit code."""
+    """Check a config and print it (`--cfg`), or what Hydra says of it (`--info`), without values of environment variables; returns the exit code."""
     composed = compose_config(command, name, [word for word in overrides if not is_sweep(word)], written)
     require_components(command, composed, written)
     if cfg == "job" and not resolve and not any(map(is_sweep, overrides)):
         console.write(job_config(composed))  # Hydra would compose it a second time
         return ExitCode.DONE
     options = [f"--cfg={cfg}" if cfg else f"--info={info}", *(["--resolve"] if resolve else [])]
-    return run_hydra(name, [*options, *overrides])
+    with redirect_stdout(io.StringIO()) as printed:
+        code = run_hydra(name, [*options, *overrides])
+    console.write(without_environment(printed.getvalue()))
+    return code
 
 
 def command_line(

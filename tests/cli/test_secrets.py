@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.commands import refusal, require_one_message, require_words
@@ -17,14 +18,28 @@ from kdcli.launch.run import launch
 KEY = "sk-proj-abcdefghijklmnop1234"
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"check": CheckOptions(with_models=False)},
+        {"cfg": "job"},
+        {"cfg": "job", "resolve": True},
+        {"cfg": "all"},
+        {"info": "config"},
+    ],
+    ids=str,
+)
 def test_a_check_prints_no_value_of_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    options: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The log of a scheduler keeps what a variable held, since only errors hide it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PLANTED", "a-value-of-the-user")
     words = ["teacher=openai", "teacher.base_url=http://127.0.0.1:9/v1", "teacher.model=${oc.env:PLANTED}"]
-    assert launch("distill", words, check=CheckOptions(with_models=False)) == 0
+    assert launch("distill", words, **options) == 0
     captured = capsys.readouterr()
     assert "a-value-of-the-user" not in captured.out + captured.err
     require_words(captured.out, "${oc.env:PLANTED}")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.harness import Batch, Outcome, batches, require_clean, run_here, run_process
-from faults.odd import WORDS
+from faults.harness import Batch, Fence, Outcome, batches, require_clean, run_here, run_process
+from faults.odd import WORDS, nested
 from faults.test_schema import keys, whole
 
 from kdcli.config.paths import conf_dir
@@ -134,3 +138,79 @@ def test_any_command_line_in_a_process(batch: Batch, tmp_path: Path) -> None:
         if arguments[0] == "distill":
             arguments += ["dataset=csv", "dataset.path=no-such-file.csv"]
         require(run_process(arguments, folder), arguments, folder)
+
+
+COMMANDS_OF_FILES = [
+    ["predict"], ["chat"], ["compare"], ["init"], ["keys"], ["list"], ["cache", "ls"], ["cache", "clear"], ["cache", "verify"],
+]  # fmt: skip
+"""Commands that take files and names in place of a config."""
+OPTIONS = [
+    "--json", "--overwrite", "--yes", "--no-schema", "--trust-run", "--merge-adapter", "--trust-remote-code", "--teacher", "--kind", "--older-than",
+    "--out", "--nope", "--", "-", "-h",
+]  # fmt: skip
+JUNK = [
+    "model.onnx",
+    "model.gguf",
+    "model.pt2",
+    "model.xml",
+    "data.csv",
+    "data.jsonl",
+    "data.parquet",
+    "data.csv.gz",
+    "text.txt",
+]
+
+
+def places(folder: Path, source: random.Random) -> list[str]:
+    """Make files, folders and runs that are not what their names promise; returns their paths."""
+    for name in ("empty", "run", "run/.hydra", "run/student", "export"):
+        (folder / name).mkdir()
+    os.mkfifo(folder / "pipe")
+    (folder / "loop").symlink_to("loop")
+    for name in JUNK:
+        (folder / name).write_bytes(source.choice([b"", b"\0", b"text,label\na,b\n", source.randbytes(64)]))
+    for name in ("run/report.json", "run/env.json", "run/student/config.json", "export/export.json"):
+        (folder / name).write_text(json.dumps(nested(source), default=str), errors="replace")
+    (folder / "run" / ".hydra" / "config.yaml").write_text(source.choice(WORDS), errors="replace")
+    return ["empty", "run", "run/student", "export", "pipe", "loop", "nowhere", "run/report.json", *JUNK]
+
+
+def of_files(source: random.Random, folder: Path) -> list[str]:
+    paths = places(folder, source)
+    kinds = (paths, paths, paths, OPTIONS, WORDS)
+    return [
+        *source.choice(COMMANDS_OF_FILES),
+        *(source.choice(source.choice(kinds)) for _ in range(source.choice((0, 1, 1, 2, 2, 3)))),
+    ]
+
+
+@pytest.mark.parametrize("batch", batches(600, 12, 50))
+def test_any_words_of_commands_that_take_files(
+    batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that only looks at a run is not expected to fail, and its exceptions are found by users."""
+    monkeypatch.setenv("KDCLI_CACHE_DIR", str(tmp_path / "cache"))
+    for number, (_, source) in enumerate(batch):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        arguments = [each for each in of_files(source, folder) if each != "/"]  # init reads all of it
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a film\n")))
+        fence = Fence(folder)
+        outcome = run_here(arguments, folder)
+        require_clean(outcome, (0, 2))
+        if outcome.code == 2:
+            fence.require_untouched(outcome.command)
+
+
+@pytest.mark.parametrize("batch", batches(60, quick=0, size=10))
+def test_any_words_of_commands_that_take_files_in_a_process(batch: Batch, tmp_path: Path) -> None:
+    """What this process has already imported, or set, hides what a user sees."""
+    for number, (_, source) in enumerate(batch):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        arguments = [each.replace("\0", "") for each in of_files(source, folder) if each != "/"]
+        fence = Fence(folder)
+        outcome = run_process(arguments, folder, KDCLI_CACHE_DIR=str(tmp_path / "cache"))
+        require_clean(outcome, (0, 2))
+        if outcome.code == 2:
+            fence.require_untouched(outcome.command)

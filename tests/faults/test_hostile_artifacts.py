@@ -445,6 +445,11 @@ def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> tupl
         "measure=null",
         "trainer.max_steps=2",
         "dataset.limit=64",
+        "+student@stages.assistant.student=tiny",
+        "stages.assistant.student.hidden_size=24",
+        "stages.assistant.student.num_hidden_layers=1",
+        "stages.assistant.student.intermediate_size=48",
+        "+stages.from_assistant.teacher=assistant",
         f"hydra.run.dir={folder / 'run'}",
     ]
     require_clean(run_here(["distill", *words], folder), codes=[0])
@@ -456,6 +461,7 @@ def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> tupl
     mostly_rare(
         "student/model.safetensors",
         "control/model.safetensors",
+        "assistants/assistant/model.safetensors",
         "student/config.json",
         "student/tokenizer.json",
     ),
@@ -470,10 +476,10 @@ def test_a_bit_that_flipped_in_a_trained_model_is_found(
     (run / file).write_bytes(data)
     fence = Fence(run)
     for words in (["eval", f"run={run}", "measure=null"], ["export", f"run={run}", "hardware=cpu"]):
-        if words[0] == "export" and file.startswith("control"):
+        if words[0] == "export" and not file.startswith("student"):
             continue
         outcome = run_here(words, tmp_path)
-        remedy = f"model={run / file.partition('/')[0]}"
+        remedy = f"model={(run / file).parent}"
         require_refused(outcome, tmp_path / "canary", str(run / file), "not the file", remedy)
     fence.require_untouched()
 
