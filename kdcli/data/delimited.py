@@ -467,7 +467,7 @@ def _indices(schema: RowSchema, name: str, header: list[str], reader: Any) -> li
                 f"{error.message}; its header has these names with spaces between them, which also stand in texts; write tabs or commas with quotes "
                 "between the fields, or give dataset.delimiter=' ' if the texts are in quotes"
             ) from None
-        if schema.cfg.columns or len(header) > MOST_NAMED or not looks_like_row(header):
+        if not header or schema.cfg.columns or len(header) > MOST_NAMED or not looks_like_row(header):
             raise
         if len(header) < len(schema.columns):
             raise DataError(

@@ -83,6 +83,10 @@ class AllColumns(RowSchema):
         """Return the paths to all columns that have a name of their own."""
         counts = Counter(columns)
         self.names = [column for column in columns if column and counts[column] == 1] or columns[:1]
+        if not self.names:
+            raise DataError(
+                f"{name}: no column was found; give a file of text with columns, or of objects with keys"
+            )
         return [[column] for column in self.names]
 
     def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
@@ -288,7 +292,7 @@ def _read_columns(
         if is_text and not {*keys} & {*TABLE_KEYS}:
             return [], None, {}
         dialect = None if "columns" in keys else decide(schema, DataFile.of(path), ()).dialect
-        if dialect is None or not looks_like_row(dialect.names):
+        if dialect is None or not dialect.names or not looks_like_row(dialect.names):
             raise
         return _without_header(path, given, keys, len(dialect.names))
     rows = [values[0] for values in split.rows]

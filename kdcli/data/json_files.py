@@ -51,7 +51,8 @@ def read(
         DataError: a column is missing, or a row cannot be read and is not dropped.
     """
     rows = _rows(schema, path, name, iter(lines), bad)
-    keys: list[str] = []
+    keys: list[str] | None = None
+    """Those of the row before; None: it was refused, or there is none."""
     paths: list[list[str]] = []
     split: list[str] | None = None
     """The path to the column of splits, which is found in the first row; empty: there is none."""
@@ -68,7 +69,7 @@ def read(
             row = {split[0]: None, **row}
         try:
             if list(row) != keys:  # most rows have the keys of the row before
-                keys = []
+                keys = None
                 if split is None:
                     paths = schema.value_paths(list(row), where, nested=True)
                     split = [schema.split_column] if schema.split_column is not None else []
@@ -195,7 +196,7 @@ def _of_columns(schema: RowSchema, document: Mapping[str, Any]) -> list[Any] | N
     names, data = document.get("columns"), document.get("data")
     if isinstance(names, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
         return [dict(zip(map(str, names), row, strict=False)) for row in data]
-    if not _has_columns(schema, document) or (not schema.columns and _holds_rows(document)):
+    if not document or not _has_columns(schema, document) or (not schema.columns and _holds_rows(document)):
         return None
     values = list(document.values())
     if all(isinstance(value, list) for value in values) and len({len(value) for value in values}) == 1:

@@ -51,6 +51,9 @@ def write(folder: Path, name: str) -> None:
         "alpaca.jsonl": "".join(
             json.dumps({"instruction": one, "input": "", "output": other}) + "\n" for one, other in pairs
         ),
+        "nul.csv": "\0\n",
+        "nothing.json": "{}",
+        "scalars.json": '[1, "a", {}]',
         "pairs.tsv": "en\tde\n" + "".join(f"{one}\t{other}\n" for one, other in pairs),
         "words.conll": "".join("\n".join(f"{word} {'O' if word.isdecimal() else 'B-X'}" for word in text.split()) + "\n\n" for text in texts),
         "plain.txt": "\n\n".join(f"{text}, and more. " * 40 for text in texts),
@@ -170,6 +173,9 @@ def test_a_config_for_a_file(
     [
         ("binary.csv", [], ["binary.csv"]),
         ("empty.csv", [], ["empty.csv", "empty"]),
+        ("nul.csv", [], ["nul.csv", "no column was found"]),
+        ("nothing.json", [], ["nothing.json", "dataset.field="]),
+        ("scalars.json", [], ["scalars.json", "row 1", "an object"]),
         ("nowhere.csv", [], ["nowhere.csv", "does not exist"]),
         ("folder", [], ["folder", "no files of data"]),
         ("kto.jsonl", [], ["classification", "causal_lm", "dataset.label=label", "dataset.prompt=prompt"]),

@@ -406,6 +406,10 @@ REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
             "dataset.bad_rows=drop",
         ),
     ),
+    "an empty object in the first line": (
+        file("a.jsonl", "{}\n" + LINES),
+        ("in/a.jsonl", "line 1", "text", "dataset.text="),
+    ),
     "an empty text of several lines, below a title": (
         file("a.csv", "A title\n\n" + PLAIN + '" \n",bad\n'),
         ("in/a.csv", "lines 64 to 65", "the text", "empty", "dataset.bad_rows=drop"),
