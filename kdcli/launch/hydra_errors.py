@@ -202,10 +202,11 @@ def _place_of(pattern: str, overrides: list[str]) -> str:
     if folder is None:
         return ""
     chosen = {word.lstrip("+").replace("=", "/", 1) for word in overrides}
-    files = sorted(folder.rglob("*.yaml"))
-    for file in sorted(
-        files, key=lambda file: file.relative_to(folder).with_suffix("").as_posix() not in chosen
-    ):
+
+    def rank(file: Path) -> tuple[bool, Path]:
+        return file.relative_to(folder).with_suffix("").as_posix() not in chosen, file
+
+    for file in sorted(folder.rglob("*.yaml"), key=rank):
         if file.is_file():
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
             for number, line in enumerate(lines, start=1):
