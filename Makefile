@@ -46,10 +46,12 @@ test-devices: setup ## Run the tests of hardware=mobile and browser: 2 GB of pac
 test-docs: setup ## Type the commands of the README and of all pages, reduced by debug=smoke: 20 minutes
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m docs --numprocesses 2
 
-test-dist: dist ## Install the built wheel into a clean environment, and run the demo there, reduced by debug=smoke
+test-dist: dist ## Install the built wheel, then the source distribution, into a clean environment, and run the demo there, reduced by debug=smoke
 	rm -rf build/clean && $(PYTHON) -m venv build/clean
 	build/clean/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[demo]"
 	cd build/clean && bin/kdcli distill debug=smoke --out smoke && bin/kdcli export smoke hardware.tolerance.agreement=0
+	build/clean/bin/python -m pip install --quiet --force-reinstall --no-deps dist/*.tar.gz
+	cd build/clean && bin/kdcli distill debug=smoke --out smoke-of-source && bin/kdcli predict smoke-of-source 'not bad'
 
 SERVED ?= http://127.0.0.1:8000/v1
 

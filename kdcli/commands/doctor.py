@@ -49,6 +49,7 @@ def examine(as_json: bool) -> int:
         console.say(json.dumps(findings, ensure_ascii=False, indent=2))
     else:
         console.table("", ["what", "found"], _rows(findings))
+        console.say("next: kdcli init FILE (for your data), or kdcli distill --out runs/demo")
     return ExitCode.DONE
 
 

@@ -42,9 +42,14 @@ def show_keys(words: Sequence[str], as_json: bool, config_dir: Path | None = Non
     elif prefix:
         for key in chosen:
             console.entry(_heading(key), _details(key))
+        settable = [key.name for key in chosen if "distill" in key.commands and not key.is_section]
+        if names := [name for name in settable if not name.endswith("._target_")]:
+            typed = [f"{group}={option}" for group, option in options.items()]
+            console.say(" ".join(["next: kdcli distill", *typed, f"{names[0]}=VALUE"]))
     else:
         rows = [[key.name, _short(_value(key)), _short(_first_sentence(key), SENTENCE)] for key in chosen]
         console.table("", ["key", "default", "meaning"], rows)
+        console.say("next: kdcli keys KEY")
     return ExitCode.DONE
 
 

@@ -52,6 +52,11 @@ def predict(
             console.say(json_line(prediction))
     else:
         _show(predictor, predictions)
+        if sys.stdout.isatty():  # a pipe gets the predictions alone
+            file = "FILE" if not from_data else shlex.join(words)
+            console.say(
+                f"next: kdcli predict {shlex.quote(predictor.subject.name)} {file} --out predictions.jsonl"
+            )
     return ExitCode.DONE
 
 

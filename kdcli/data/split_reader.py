@@ -177,6 +177,8 @@ class SplitReader:
             return [part]
         path = user_path(given)
         if is_local_repository(cfg, path):
+            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            self._record([Reading(path.name, size, "hub")])
             return [read_hub(schema, self._name_in_repository(path, split), path)]
         own = given == cfg.path
         files = self._published if own else local_splits(cfg, given)
@@ -219,7 +221,7 @@ class SplitReader:
 
     def _tell(self, name: str, readings: list[Reading]) -> None:
         """Log how the files of a source are read; a warning if an encoding is only likely."""
-        self.readings += [reading for reading in readings if reading not in self.readings]
+        self._record(readings)
         for description, count in Counter(map(str, readings)).items():
             same = [reading for reading in readings if str(reading) == description]
             likely = any(reading.guess and not reading.guess.certain for reading in same)
@@ -228,6 +230,10 @@ class SplitReader:
             logger.log(
                 logging.WARNING if likely else logging.INFO, "read %s as %s%s", files, description, forced
             )
+
+    def _record(self, readings: list[Reading]) -> None:
+        """Add readings to those that env.json keeps."""
+        self.readings += [reading for reading in readings if reading not in self.readings]
 
 
 def _has_gold(part: RawSplit) -> bool:

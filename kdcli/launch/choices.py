@@ -43,4 +43,5 @@ def list_groups(group: str | None, config_dir: Path | None, as_json: bool = Fals
         return ExitCode.DONE
     title = f"{group}: {describe_group(group)}" if group else ""
     console.table(title, [*(["group"] if group is None else []), "name", "what it is"], rows)
+    console.say(f"next: kdcli distill {group}=NAME" if group else "next: kdcli list GROUP")
     return ExitCode.DONE

@@ -139,8 +139,10 @@ def test_keys_are_shown() -> None:
     assert code == 0
     require_words(out, "loss.soft_label.beta = 0.5", "above 0, below 1", "loss=jsd", "mixture")
     assert "loss.hard_label" not in out
+    assert out.endswith("next: kdcli distill loss=jsd loss.soft_label.weight=VALUE\n")
     every = run("keys")[1].splitlines()
     assert len(every) > 150
+    assert every[-1] == "next: kdcli keys KEY"
     assert next(line for line in every if line.startswith("trainer.batch_size ")).split()[1] == "32"
     assert "teacher.trainer.epochs" in run("keys", "epochs")[1]
     found = json.loads(run("keys", "trainer.schedule", "--json")[1])
@@ -169,7 +171,9 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)  # it cannot be imported
     code, out, _ = run("doctor")
     assert code == 0
-    require_words(out, "HF_HUB_OFFLINE", "KDCLI_CACHE_DIR", "torch cannot be imported")
+    require_words(
+        out, "HF_HUB_OFFLINE", "KDCLI_CACHE_DIR", "torch cannot be imported", "next: kdcli init FILE"
+    )
 
 
 @pytest.mark.parametrize("name", ["eval.json", ""])

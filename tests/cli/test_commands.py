@@ -408,6 +408,11 @@ def test_predict_gives_the_labels_that_were_scored(
     assert predict(str(run), ["-"]) == 0
     told = [f"{row['label']}\t{row['probability']:.4f}" for row in rows]
     assert capsys.readouterr().out.splitlines() == [told[0], "", told[1]]
+    assert predict(str(run), [texts[0]]) == 0
+    assert "next:" not in capsys.readouterr().out, "a pipe gets the predictions alone"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert predict(str(run), [texts[0]]) == 0
+    assert capsys.readouterr().out.endswith(f"next: kdcli predict {run} FILE --out predictions.jsonl\n")
 
 
 def test_predict_and_chat_refuse_what_is_no_student(

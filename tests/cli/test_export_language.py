@@ -110,9 +110,9 @@ def test_what_runs_the_file_without_kdcli_writes_as_the_student_does(run: Path, 
     lines = file.read_text()
     assert 'MODEL = "model.int8.onnx"' in lines
     (whole := exported / "run_whole.py").write_text(lines.replace("model.int8.onnx", "model.onnx"))
-    for text in ("say good and bad", "which film"):
-        expected = greedy(run / "student", text).strip()
-        assert "\n".join(run_snippet(whole, text)) == expected
+    texts = ("say good and bad", "which film")
+    expected = "\n".join(greedy(run / "student", text) for text in texts).strip()
+    assert "\n".join(run_snippet(whole, *texts)) == expected
     assert result(exported)["artifacts"]["model.onnx"]["load"]["rates"][0]["latency_ms"]["p50"] > 0
 
 

@@ -80,14 +80,14 @@ def test_what_runs_the_file_without_kdcli_writes_what_was_measured(run: Path, ex
     script = (exported / "run_llama.py").read_text()
     assert f'MODEL = "{NAMES[2]}"' in script
     assert "CHAT = True" in script
-    lines = run_snippet(exported / "run_llama.py", "What is a film?")
+    lines = run_snippet(exported / "run_llama.py", *["What is a film?"] * 2)
     tokenizer = AutoTokenizer.from_pretrained(run / "student")
     asked = [{"role": "user", "content": "What is a film?"}]
     prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]
     writer = LlamaCausalLM(MeasureSpec("llama", str(exported / NAMES[2]), "", 128, new_tokens=64))
     told: list[int] = []
     writer.generate({"input_ids": np.asarray([prompt])}, 64, told.append)
-    assert lines == tokenizer.decode(told).strip().splitlines()
+    assert lines == f"{tokenizer.decode(told)}\n{tokenizer.decode(told)}".strip().splitlines()
 
 
 @pytest.mark.real

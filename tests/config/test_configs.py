@@ -151,11 +151,14 @@ def test_list_names_every_option_with_a_description(
     """A choice that is not listed is not there; one without a description is a riddle."""
     monkeypatch.delenv("KDCLI_CONFIG_DIR", raising=False)  # a command with --config-dir leaves it set
     assert list_groups(None, None) == 0
-    rows = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()[1:]]
+    _, *lines, last = capsys.readouterr().out.splitlines()
+    assert last == "next: kdcli list GROUP"
+    rows = [line.split(maxsplit=2) for line in lines]
     assert {(group, name) for group, name, _ in rows} == {(path.parts[0], path.stem) for path in OPTIONS}
     assert all(len(about.strip()) > 10 and not about.startswith(("@", "#")) for _, _, about in rows)
     assert list_groups("student", None) == 0
-    title, _, *lines = capsys.readouterr().out.splitlines()
+    title, _, *lines, last = capsys.readouterr().out.splitlines()
+    assert last == "next: kdcli distill student=NAME"
     assert title.startswith("student: The small model.")
     names = [line.split()[0] for line in lines]
     assert names == sorted(path.stem for path in OPTIONS if path.parts[0] == "student")

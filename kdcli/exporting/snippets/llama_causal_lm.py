@@ -1,4 +1,4 @@
-"""python run_llama.py "A prompt."   (pip install xllamacpp; or: llama-cli -m FILE -p "A prompt.")"""
+"""python run_llama.py "A prompt." [MORE …]   (pip install xllamacpp; or: llama-cli -m FILE -p "A prompt.")"""
 
 import sys
 from pathlib import Path
@@ -12,8 +12,8 @@ CHAT = False
 
 options = xllamacpp.CommonParams()
 options.model.path, options.n_gpu_layers, options.verbosity = str(Path(__file__).parent / MODEL), 0, 1
-server = xllamacpp.Server(options)
-request = {"messages": [{"role": "user", "content": sys.argv[1]}]} if CHAT else {"prompt": sys.argv[1]}
-complete = server.handle_chat_completions if CHAT else server.handle_completions
-choice = complete(request | {"max_tokens": 64, "temperature": 0})["choices"][0]
-print(choice["message"]["content"] if CHAT else choice["text"])
+complete = getattr(xllamacpp.Server(options), "handle_chat_completions" if CHAT else "handle_completions")
+for prompt in sys.argv[1:]:
+    request = {"messages": [{"role": "user", "content": prompt}]} if CHAT else {"prompt": prompt}
+    choice = complete(request | {"max_tokens": 64, "temperature": 0})["choices"][0]
+    print(choice["message"]["content"] if CHAT else choice["text"])

@@ -1,4 +1,4 @@
-"""python run_onnx.py "A prompt."   (pip install onnxruntime transformers jinja2)"""
+"""python run_onnx.py "A prompt." [MORE …]   (pip install onnxruntime transformers jinja2)"""
 
 import sys
 
@@ -11,4 +11,5 @@ MODEL = "model.onnx"
 
 onnxruntime.set_default_logger_severity(3)  # errors alone: it warns of each optional input
 session = onnxruntime.InferenceSession(HERE / MODEL)
-print(decode(list(generate(session, tokenize(sys.argv[1]), max_new_tokens=64))))
+for prompt in sys.argv[1:]:
+    print(decode(list(generate(session, tokenize(prompt), max_new_tokens=64))))

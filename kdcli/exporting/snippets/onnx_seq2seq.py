@@ -1,4 +1,4 @@
-"""python run_onnx.py "A sentence."   (pip install onnxruntime transformers sentencepiece)"""
+"""python run_onnx.py "A sentence." [MORE …]   (pip install onnxruntime transformers sentencepiece)"""
 
 import sys
 
@@ -10,4 +10,5 @@ len(sys.argv) > 1 or sys.exit(f"usage: {__doc__}")
 
 names = ("encoder_model", "decoder_model", "decoder_with_past_model")
 encoder, first, later = (onnxruntime.InferenceSession(HERE / f"{name}.onnx") for name in names)
-print(decode(list(translate(encoder, first, later, tokenize(sys.argv[1])))))
+for source in sys.argv[1:]:
+    print(decode(list(translate(encoder, first, later, tokenize(source)))))

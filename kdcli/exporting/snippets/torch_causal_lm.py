@@ -1,4 +1,4 @@
-"""python run_torch.py "A prompt."   (pip install torch transformers; or: vllm serve FOLDER)"""
+"""python run_torch.py "A prompt." [MORE …]   (pip install torch transformers; or: vllm serve FOLDER)"""
 
 import sys
 from pathlib import Path
@@ -12,5 +12,6 @@ CHAT = False
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 generate = pipeline("text-generation", str(Path(__file__).parent), device=device, dtype="auto")
-prompt = [{"role": "user", "content": sys.argv[1]}] if CHAT else sys.argv[1]
-print(generate(prompt, max_new_tokens=64, do_sample=False, return_full_text=False)[0]["generated_text"])
+for text in sys.argv[1:]:
+    prompt = [{"role": "user", "content": text}] if CHAT else text
+    print(generate(prompt, max_new_tokens=64, do_sample=False, return_full_text=False)[0]["generated_text"])

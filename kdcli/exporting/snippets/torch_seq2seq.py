@@ -1,4 +1,4 @@
-"""python run_torch.py "A sentence."   (pip install torch transformers sentencepiece)"""
+"""python run_torch.py "A sentence." [MORE …]   (pip install torch transformers sentencepiece)"""
 
 import sys
 
@@ -10,6 +10,7 @@ len(sys.argv) > 1 or sys.exit(f"usage: {__doc__}")
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 model = AutoModelForSeq2SeqLM.from_pretrained(HERE, dtype="auto").to(device)
-source = torch.tensor([tokenize(sys.argv[1])], device=device)
 options = {"num_beams": 1, "do_sample": False, "max_new_tokens": MAX_LENGTH}
-print(decode(model.generate(source, attention_mask=torch.ones_like(source), **options)[0].tolist()))
+for text in sys.argv[1:]:
+    source = torch.tensor([tokenize(text)], device=device)
+    print(decode(model.generate(source, attention_mask=torch.ones_like(source), **options)[0].tolist()))

@@ -30,7 +30,11 @@ _BETWEEN_LABELS = frozenset("|;,#")
 """The separators that stand between labels more often than in the name of one."""
 _WHOLE = re.compile(r"[+-]?\d+,0{1,2}")
 """An integer with a decimal comma. (1,000 may be a thousand.)"""
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})*")
+_THOUSANDS = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:[,. \u00a0\u2009\u202f'’]\d{3})+(?:[.,]\d{1,2})?)")
+_DATE = re.compile(
+    r"\d{4}([-/.])\d{1,2}\1\d{1,2}(?:[T ]\d{1,2}:\d{2}.*)?|\d{1,2}([-/.])\d{1,2}\2\d{4}(?:,? \d{1,2}:\d{2}.*)?|\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?"
+)
+"""A date, a date with its time, or a time of day, written in figures."""
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+(?:,\d+)?")
 
 
@@ -193,8 +197,10 @@ def _appearance(labels: Counter[str]) -> str | None:
         labels[label] for label in numbers
     ) >= 0.95 * labels.total():
         return f"looks like a score ({values}). {regression}"
-    if any("," in label for label in labels) and all(map(_THOUSANDS.fullmatch, labels)):
-        return f"looks like numbers with a comma before the thousands or the decimals ({values}); write them without it"
+    if all(map(_DATE.fullmatch, labels)):
+        return f"looks like dates or times ({values}); name the column of classes with dataset.label="
+    if not all(label.lstrip("+-").isdecimal() for label in labels) and all(map(_THOUSANDS.fullmatch, labels)):
+        return f"looks like numbers with a comma, a dot or a blank before the thousands ({values}); write them without it"
     if sum("," in label for label in labels) > 1 and all(map(_DECIMAL_COMMA.fullmatch, labels)):
         return (
             f"looks like a score with a decimal comma, or like several numbers a row ({values}). {regression}"

@@ -301,15 +301,18 @@ class TokenClassificationRows(LabelledRows):
                 listed(firsts),
                 listed(lasts),
             )
-        if scheme.form == "types" and not outside:
-            logger.warning(
-                "%s: no tag is called O or the like, so every word counts as part of an entity (types: %s); if a tag means no entity, give "
-                "dataset.outside=%s",
-                path,
-                types,
-                max(self.labels, key=lambda tag: counts[tag]),
+        if (
+            not outside and scheme.form != "letters"
+        ):  # words of a text are cut by B, M, E and S, with none outside
+            remedy = (
+                f"if a tag means no entity, give dataset.outside={max(self.labels, key=lambda tag: counts[tag])}"
+                if scheme.form == "types"
+                else "write O for the words of no entity, if the file leaves them without a tag"
             )
-            return
+            logger.warning(
+                "%s: no tag is called O or the like, so every word counts as part of an entity (types: %s); %s",
+                path, types, remedy,
+            )  # fmt: skip
         letters = f"the {scheme.form} {', '.join(scheme.letters)}" if scheme.letters else "no prefixes"
         logger.info(
             "%s: tags with %s; entity types: %s; outside: %s", path, letters, types, outside or "no tag"

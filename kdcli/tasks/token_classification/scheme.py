@@ -46,7 +46,7 @@ _SPELLED_FORMS = [
         rf"(?P<type>.*){_SEPARATOR}(?P<letter>{_WORDS})",
     )
 ]
-_JOINED = re.compile(rf"[|,;+&#/]\s*[{_LETTERS}]{_SEPARATOR}\S")
+_JOINED = re.compile(rf"[|,;+&#/]\s*[{_LETTERS}]{_SEPARATOR}\S|[|;#]\s*O$")
 
 
 @dataclass(frozen=True)

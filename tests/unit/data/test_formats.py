@@ -1098,5 +1098,7 @@ def test_keys_that_say_how_files_are_read_hold_in_a_repository(
         assert {f"caf\xe9 {text}" for text, _ in ROWS} == set(texts(read(folder, **keys)))
     repository(tmp_path)
     caplog.clear()
-    read(tmp_path / "hub")
+    [reading] = read(tmp_path / "hub").readings
     assert any("as a repository of the hub" in each.getMessage() for each in caplog.records)
+    assert (reading.file, reading.format) == ("hub", "hub")
+    assert Reading.of_record(reading.as_record()) == reading, "what env.json keeps"

@@ -160,7 +160,14 @@ def test_what_is_no_scheme_is_said(caplog: pytest.LogCaptureFixture) -> None:
     require_words(caplog.text, "PRE", "(B, I)", "'dataset.outside=[O,PRE]'")
     declared([["B-PER|B-ORG", "I-PER", "O"]])
     require_words(caplog.text, "PER|B-ORG", "several tags")
+    for joined in ("B-ORG|O", "I-ORG;O"):
+        declared([[joined, "B-PER", "I-PER", "O"]])
+        require_words(caplog.text, joined[2:], "several tags")
+    declared([["B-PER", "I-PER", "B-LOC"]])
+    require_words(caplog.text, "LOC, PER", "every word", "write O")
     caplog.clear()
+    declared([["B", "M", "E", "S"]])
+    assert not [record for record in caplog.records if record.levelname == "WARNING"], "segmented words"
     declared([["B-PER", "B-LOC", "O", "PRE"]])
     require_words(caplog.text, "(B-LOC, B-PER)", "(PRE)", "'dataset.outside=[O,PRE]'")
     with pytest.raises(DataError, match=naming("BAR, FOO", "dataset.outside=FOO")):
