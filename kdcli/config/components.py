@@ -317,7 +317,9 @@ def describe_problems(
             given = "" if isinstance(value, Mapping | BaseModel) else f" = {shown(value)}"
             messages = list(dict.fromkeys(map(_expected, items)))
             others = [message.removeprefix("expected ") for message in messages[1:]]
-            yield f"{where}{given}: {', or '.join([messages[0], *others])}"
+            is_section = value is None and messages == ["expected a mapping of keys to values"]
+            remedy = f"; ~{where} takes its defaults" if is_section else ""
+            yield f"{where}{given}: {', or '.join([messages[0], *others])}{remedy}"
 
 
 def _keys_of(item: Any, tree: Any) -> tuple[str, ...]:

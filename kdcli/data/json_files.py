@@ -257,6 +257,8 @@ def _under_a_key(schema: RowSchema, path: str, document: Mapping[str, Any]) -> A
         )
     if lists:
         raise SeveralKeysError(path, lists)
+    if not document:
+        raise DataError(f"{path} holds an empty object; write one object per row")
     raise DataError(
         f"{path}: no key of the document holds an array of objects (keys: {listed(document)}); name it with dataset.field="
     )

@@ -70,12 +70,20 @@ def require_known_hydra_keys(typed: Iterable[Override]) -> None:
         key, line = word.key_or_group, str(word.input_line)
         if not re.match(r"hydra\b", key):
             continue
-        if not OF_HYDRA.fullmatch(key) or "_target_" in line:
+        if not OF_HYDRA.fullmatch(key) or ("_target_" in line and not _is_path(key, word)):
             raise ConfigError(not_settable(key))
         if word.is_delete():
             raise ConfigError(
                 f"~{key}: Hydra's keys cannot be removed; give {key} another value, or leave this word out"
             )
+
+
+def _is_path(key: str, word: Override) -> bool:
+    """Return whether a word sets the path of a run or a sweep to plain text, which may hold any name."""
+    if not key.startswith(("hydra.run.", "hydra.sweep.")) or word.is_delete():
+        return False
+    value = word.value()
+    return isinstance(value, str) and "${" not in value
 
 
 def not_settable(key: str) -> str:

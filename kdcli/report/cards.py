@@ -187,9 +187,12 @@ def _front_matter(report: Report, extra: Mapping[str, Any], card: Card, metric: 
 
 
 def _render(template: str, **values: Any) -> str:
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    jinja = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    jinja = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
     jinja.filters["count"] = "{:,}".format
     jinja.filters["counted"] = format_items
     path = Path(__file__).parent / "templates" / template

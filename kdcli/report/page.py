@@ -130,9 +130,10 @@ def _html(run_dir: Path, report: Report) -> str:
 
 def render(template: str, values: Mapping[str, Any]) -> str:
     """Return a page from one of the templates of this package, which share their style."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2 import FileSystemLoader, StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    jinja = Environment(
+    jinja = ImmutableSandboxedEnvironment(
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -174,7 +174,7 @@ def test_a_config_for_a_file(
         ("binary.csv", [], ["binary.csv"]),
         ("empty.csv", [], ["empty.csv", "empty"]),
         ("nul.csv", [], ["nul.csv", "no column was found"]),
-        ("nothing.json", [], ["nothing.json", "dataset.field="]),
+        ("nothing.json", [], ["nothing.json", "empty object"]),
         ("scalars.json", [], ["scalars.json", "row 1", "an object"]),
         ("nowhere.csv", [], ["nowhere.csv", "does not exist"]),
         ("folder", [], ["folder", "no files of data"]),

@@ -10,6 +10,7 @@ from subprocess import CompletedProcess
 
 import pytest
 import yaml
+from support.documentation import write_parts
 
 FOLDER = Path(__file__).parent.parent / "support" / "board"
 """A user's folder: `hardware/board.yaml`, `my_targets/board.py` and `runtimes/ort.py`."""
@@ -50,6 +51,17 @@ def test_files_for_a_device_of_the_users_own(run: Path, kdcli: Command, tmp_path
     assert done.returncode == 2, "without the folder nothing runs the file"
     assert "model.ort" in done.stderr
     assert "*.onnx" in done.stderr
+
+
+def test_the_target_of_the_documentation(run: Path, kdcli: Command, tmp_path: Path) -> None:
+    """The example that users copy does not run, or is run by another runtime than theirs."""
+    folder = tmp_path / "own"
+    assert {"my_targets/ort.py", "hardware/board.yaml", "runtimes/ort.py"} <= write_parts(folder)
+    done = kdcli("export", f"run={run}", "--config-dir", str(folder), "hardware=board", *QUICK)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((run / "export" / "board" / "export.json").read_text())
+    assert result["artifacts"]["model.ort"]["parity"]["agreement"] == 1
+    assert result["note"] == "run by ONNX Runtime on this computer, not on the board"
 
 
 def test_a_recorded_class_is_not_imported_untrusted(run: Path, kdcli: Command, tmp_path: Path) -> None:

@@ -377,6 +377,7 @@ RUNS: list[tuple[Callable[[Path], None], list[list[str]]]] = [
     (recorded("student.trust_remote_code", "yes"), [RERUN]),
     (recorded("teacher.base_url", "http://127.0.0.1:9/v1"), [RERUN]),
     (recorded("teacher.api_key_env", "PLANTED"), [RERUN]),
+    (recorded("hub.push_to", "somebody/else"), [RERUN]),
     (recorded("hydra", {"callbacks": {"x": EVIL}}), [RERUN]),
     (recorded("hydra", {"launcher": EVIL, "sweeper": EVIL}), [RERUN]),
     (recorded("defaults", [{"/loss": "../../../../evil"}]), [RERUN]),
@@ -503,6 +504,28 @@ def test_a_run_that_is_trusted_is_repeated(foreign: Path, canary: Path, tmp_path
     require_words(outcome.err, "evil_module.Evil", "--trust-run")
     assert not canary.exists()
     require_clean(run_here([*again, "--trust-run"], tmp_path), codes=[0])
+    assert canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "command"),
+    [
+        (words("hardware._target_=evil_module.Evil"), "export"),
+        (recorded("dataset.task", "evil_module.Evil"), "eval"),
+    ],
+    ids=["export", "eval"],
+)
+def test_a_run_that_is_trusted_is_scored_and_exported(
+    edit: Callable[[Path], None], command: str, foreign: Path, canary: Path, tmp_path: Path
+) -> None:
+    """A flag that one of the commands takes and does not look at: a colleague's run with a class of its own can be repeated, and not scored."""
+    edit(foreign)
+    outcome = run_here([command, f"run={foreign}", "--cfg", "job"], tmp_path)
+    require_clean(outcome, codes=[2])
+    require_words(outcome.err, "evil_module.Evil", "--trust-run")
+    assert not canary.exists()
+    outcome = run_here([command, f"run={foreign}", "--cfg", "job", "--trust-run"], tmp_path)
+    assert "--trust-run" not in outcome.err
     assert canary.exists()
 
 

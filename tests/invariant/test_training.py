@@ -30,6 +30,7 @@ from support.tiny import sentences, start, wait_for
 from transformers import GPT2Config, GPT2Model
 
 from kdcli.files import hash_files
+from kdcli.model_files import SUMS
 from kdcli.pipeline.plan import seed_name
 from kdcli.tasks.classification.task import Classification
 from kdcli.tasks.encoded import tokenizer_key
@@ -51,6 +52,33 @@ def test_batch_8x1_is_4x2_is_2x4_accumulated(distil: Distil) -> None:
     whole = distil("8x1", *options)
     for micro in (4, 2):
         assert close_weights(whole, distil(f"{micro}", *options, f"trainer.micro_batch_size={micro}"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the path of an open file is read from /proc")
+def test_a_checkpoint_is_on_the_disk_before_its_hashes(
+    distil: Distil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a loss of power a checkpoint counts as complete whose weights are an empty file."""
+    synced, complete = set(), []
+    sync, rename = os.fsync, os.rename
+
+    def record(descriptor: int) -> None:
+        synced.add(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        sync(descriptor)
+
+    def require_synced(source: Path, target: Path) -> None:
+        folder = Path(target).resolve().parent
+        if Path(target).name == SUMS and folder.name.startswith("checkpoint-"):
+            complete.append(folder)
+            files = {path for path in folder.iterdir() if path.is_file()}
+            assert {folder, folder.parent, *files} <= synced
+            assert WEIGHTS in {path.name for path in files}
+        rename(source, target)
+
+    monkeypatch.setattr("os.fsync", record)
+    monkeypatch.setattr("os.rename", require_synced)
+    distil("run", "trainer.max_steps=4", "trainer.eval_steps=2", "control=false")
+    assert complete
 
 
 def test_trainer_dropout_overrules_the_models_own(distil: Distil) -> None:

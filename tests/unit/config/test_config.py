@@ -156,6 +156,8 @@ def test_kind_follows_the_columns(keys: dict[str, Any], kind: str) -> None:
     [
         ({"prompt": "p", "completion": "c", "messages": "m"}, ["prompt", "messages", "one of them"]),
         ({"task": "classification", "label": None}, ["classification", "label"]),
+        ({"text": "a", "text_pair": "b", "label": "b"}, ["text_pair and label", "'b'", "name two"]),
+        ({"text": "a", "label": "a"}, ["text and label", "'a'", "name two"]),
         ({"label": None, "labelled": 5}, ["labelled", "causal_lm", "limit"]),
         ({"messages": "m", "labelled": 5}, ["labelled", "causal_lm", "limit"]),
     ],
