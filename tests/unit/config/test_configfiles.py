@@ -161,9 +161,16 @@ def test_a_run_directory_may_have_any_name(tmp_path: Path, capsys: pytest.Captur
     [("parallel", "dataset.labels", "[a, b]"), ("conll", "dataset.text_pair", "other")],
 )
 def test_a_key_that_the_task_does_not_read_is_refused(
-    dataset: str, key: str, value: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dataset: str,
+    key: str,
+    value: str,
+    place: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The labels of a translator, or the second text of a tagger, in a command or a config of the user's own: they change nothing, in silence."""
+    monkeypatch.setenv("KDCLI_CONFIG_DIR", "")  # which a folder of the user's own sets
     chosen = f"{key}={value.replace(' ', '')}"
     if place != "typed":
         chosen, file = "experiment=mine", tmp_path / "experiment" / "mine.yaml"
