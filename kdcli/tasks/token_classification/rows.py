@@ -301,9 +301,8 @@ class TokenClassificationRows(LabelledRows):
                 listed(firsts),
                 listed(lasts),
             )
-        if (
-            not outside and scheme.form != "letters"
-        ):  # words of a text are cut by B, M, E and S, with none outside
+        segmented = scheme.form == "letters"  # B, M, E and S cut a text into words, and none is outside
+        if not outside and not segmented:
             remedy = (
                 f"if a tag means no entity, give dataset.outside={max(self.labels, key=lambda tag: counts[tag])}"
                 if scheme.form == "types"
