@@ -53,7 +53,7 @@ def predict(
     else:
         _show(predictor, predictions)
         if sys.stdout.isatty():  # a pipe gets the predictions alone
-            file = "FILE" if not from_data else shlex.join(words)
+            file = shlex.join(words) if from_data else "FILE"
             console.say(
                 f"next: kdcli predict {shlex.quote(predictor.subject.name)} {file} --out predictions.jsonl"
             )

@@ -318,7 +318,7 @@ def describe_problems(
             messages = list(dict.fromkeys(map(_expected, items)))
             others = [message.removeprefix("expected ") for message in messages[1:]]
             is_section = value is None and messages == ["expected a mapping of keys to values"]
-            remedy = f"; ~{where} takes its defaults" if is_section else ""
+            remedy = f"; ~{where} restores its defaults" if is_section else ""
             yield f"{where}{given}: {', or '.join([messages[0], *others])}{remedy}"
 
 

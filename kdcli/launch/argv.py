@@ -67,10 +67,10 @@ def require_choices(typed: Iterable[Override]) -> None:
 def require_known_hydra_keys(typed: Iterable[Override]) -> None:
     """Raise ConfigError for one of Hydra's own keys that is not in `OF_HYDRA`, that is removed, or that names a class."""
     for word in typed:
-        key, line = word.key_or_group, str(word.input_line)
+        key = word.key_or_group
         if not re.match(r"hydra\b", key):
             continue
-        if not OF_HYDRA.fullmatch(key) or ("_target_" in line and not _is_path(key, word)):
+        if not OF_HYDRA.fullmatch(key) or _names_class(word):
             raise ConfigError(not_settable(key))
         if word.is_delete():
             raise ConfigError(
@@ -78,12 +78,12 @@ def require_known_hydra_keys(typed: Iterable[Override]) -> None:
             )
 
 
-def _is_path(key: str, word: Override) -> bool:
-    """Return whether a word sets the path of a run or a sweep to plain text, which may hold any name."""
-    if not key.startswith(("hydra.run.", "hydra.sweep.")) or word.is_delete():
+def _names_class(word: Override) -> bool:
+    """Return whether a word has `_target_` in its key, or in a value that is more than plain text: a mapping, a list, a sweep or an interpolation."""
+    if "_target_" not in str(word.input_line):
         return False
-    value = word.value()
-    return isinstance(value, str) and "${" not in value
+    value = None if word.is_delete() else word.value()
+    return "_target_" in word.key_or_group or not isinstance(value, str) or "${" in value
 
 
 def not_settable(key: str) -> str:

@@ -145,6 +145,15 @@ def test_keys_that_the_task_does_not_read(dataset: dict[str, Any], key: str, wro
     assert [problem.startswith(key) for problem in problems] == [True] * wrong
 
 
+def test_a_section_that_cannot_be_null(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever wants a section to be as it was is told that it is a mapping, and not what to type."""
+    assert launch("distill", ["hub=null"]) == 2
+    require_words(
+        require_one_message(capsys.readouterr().err), "hub = None", "mapping of keys to values", "~hub"
+    )
+    assert launch("distill", ["~hub"], cfg="job") == 0
+
+
 def test_a_run_directory_may_have_any_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder that is called like the key of a class is refused as a class."""
     for word in ("hydra.run.dir", "hydra.sweep.dir"):
