@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from kdcli.errors import ExitCode
@@ -19,11 +20,20 @@ SIGNALS = [
 """The signals that end this process: sent by a person, a scheduler, or a terminal that closes."""
 GRACE = 20.0
 """Seconds that child processes have to end by themselves."""
+POLL = 0.2
+"""Seconds between two checks whether a signal came for a child process."""
 _DIES_WITH_PARENT = (
     "import ctypes, os, sys\n"
     "ctypes.CDLL(None).prctl(1, 9)\n"  # PR_SET_PDEATHSIG, SIGKILL
     "os.getppid() == int(sys.argv[1]) or os._exit(1)\n"
     "os.execvp(sys.argv[2], sys.argv[2:])\n"
+)
+_CALL = (
+    "import pickle, sys\n"
+    "sys.path[:] = pickle.load(sys.stdin.buffer)\n"
+    "function, arguments = pickle.load(sys.stdin.buffer)\n"
+    "from kdcli.processes import answer\n"
+    "sys.exit(answer(function, arguments))\n"
 )
 
 
@@ -47,22 +57,29 @@ class _Signals:
         watched: the handlers are installed.
         received: the number of the first signal.
         deferred: the running block ends by itself.
+        child: a child process runs, which handles the signal.
+        called: this process is such a child.
     """
 
     def __init__(self) -> None:
         self.watched = False
         self.received: int | None = None
         self.deferred = False
+        self.child = False
+        self.called = False
 
     def handle(self, number: int, frame: object) -> None:
         """Raise `Interrupted`, now or at the end of the block of `deferred`. A second SIGINT ends the process at once."""
         if self.received is not None:
             if number == signal.SIGINT:
                 text = "\nerror: interrupted; ended at once. The same command on the same directory goes on from the last checkpoint\n"
-                os.write(2, text.encode())
+                if not self.called:
+                    os.write(2, text.encode())
                 end_at_once(ExitCode.INTERRUPTED)
             return
         self.received = number
+        if self.child:
+            return
         if not self.deferred:
             raise Interrupted(number)
         text = f"\n{signal.Signals(number).name}: a checkpoint is saved after this step; Ctrl-C ends at once without it\n"
@@ -145,6 +162,66 @@ def bound(command: Sequence[str]) -> list[str]:
     if sys.platform != "linux":
         return list(command)
     return [sys.executable, "-I", "-S", "-c", _DIES_WITH_PARENT, str(os.getpid()), *command]
+
+
+def call_in_child(function: Callable[..., int], *arguments: Any) -> int:
+    """Call a function in a new process that does not outlive this one.
+
+    Args:
+        function: returns the exit code of the process; it and its arguments are pickled.
+
+    Returns:
+        The exit code, or the negative number of the signal that killed the process.
+
+    Raises:
+        Interrupted: a signal came. The process was told, and has ended.
+    """
+    sent = pickle.dumps(sys.path) + pickle.dumps((function, arguments))
+    with watched():
+        mask = _block()  # the child inherits it, and handles signals once it has imported what it needs
+        try:
+            child = subprocess.Popen(bound([sys.executable, "-P", "-c", _CALL]), stdin=subprocess.PIPE)
+        finally:
+            _unblock(mask)
+        _signals.child, told = True, False
+        try:
+            assert child.stdin is not None
+            with contextlib.suppress(BrokenPipeError), child.stdin:  # it was killed at once
+                child.stdin.write(sent)
+            while child.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(POLL)
+                if _signals.received is not None and not told:
+                    child.terminate()  # a terminal has sent it the signal itself, and the second one changes nothing
+                    told = True
+        finally:
+            _signals.child = False
+        raise_if_interrupted()
+    if child.returncode - 128 in SIGNALS:
+        raise Interrupted(child.returncode - 128)
+    return child.returncode
+
+
+def answer(function: Callable[..., int], arguments: Sequence[Any]) -> int:
+    """Call the function of `call_in_child`, in the child; returns the exit code of the process."""
+    with watched():
+        _signals.called = True
+        try:
+            _unblock()
+            return function(*arguments)
+        except KeyboardInterrupt as error:
+            return exit_code(error)
+
+
+def _block() -> set[Any]:
+    """Have the system keep the signals back; returns those that it kept back before."""
+    return signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if hasattr(signal, "pthread_sigmask") else set()
+
+
+def _unblock(but: Set[Any] = frozenset()) -> None:
+    """Have the signals come that the system keeps back."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, set(SIGNALS) - but)
 
 
 def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import setup_globals
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from kdcli import console, processes, rundir
@@ -79,18 +82,58 @@ def run_hydra(name: str, argv: list[str]) -> int:
 
 
 def run_distill(cfg: DictConfig) -> None:
-    """Run one job of `kdcli distill`."""
-    _job("distill", cfg)
+    """Run one point of a sweep of `kdcli distill`."""
+    _point("distill", cfg)
 
 
 def run_eval(cfg: DictConfig) -> None:
-    """Run one job of `kdcli eval`."""
-    _job("eval", cfg)
+    """Run one point of a sweep of `kdcli eval`."""
+    _point("eval", cfg)
 
 
 def run_export(cfg: DictConfig) -> None:
-    """Run one job of `kdcli export`."""
-    _job("export", cfg)
+    """Run one point of a sweep of `kdcli export`."""
+    _point("export", cfg)
+
+
+def _point(command: str, cfg: DictConfig) -> None:
+    """Run a point of a sweep in a process of its own, so that the others run even if the system kills it.
+
+    Raises:
+        KeyboardInterrupt: this process or that of the point received a signal.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # its process group spans the sweep
+        _job(command, cfg)
+        return
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    # plain containers: a launcher may have loaded the class of a node twice, which cannot be pickled
+    parts = [OmegaConf.to_container(part, resolve=False) for part in (cfg, HydraConfig.get())]
+    code = processes.call_in_child(_job_in_child, command, *parts)
+    if code not in [*ExitCode]:
+        message = f"its process ended with exit code {code}"
+        if code < 0:
+            message = f"its process was killed by {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL:
+            message += "; the system does so where memory runs out"
+        console.error(f"{folder.name}: {message}")
+        code = ExitCode.FAILED
+        _record_failure(folder, code, message, own=True)
+    _status[str(folder)] = code
+
+
+def _job_in_child(command: str, config: dict[str, Any], node: dict[str, Any]) -> int:
+    """Run a job in a new process; returns its exit code.
+
+    Args:
+        config, node: the config of the job, and that of Hydra, with their interpolations.
+    """
+    setup_globals()
+    hydra_node = OmegaConf.structured(HydraConf)
+    with open_dict(hydra_node):
+        hydra_node.merge_with(node)
+    HydraConfig.instance().set_config(OmegaConf.create({**config, "hydra": hydra_node}))
+    _job(command, OmegaConf.create(config))
+    return max(_status.values())
 
 
 def _job(command: str, cfg: DictConfig) -> None:
@@ -175,11 +218,9 @@ def _record_failure(folder: Path, status: int, message: str, own: bool) -> None:
     Args:
         own: whether this process holds the directory and may write into it.
     """
-    if own:
-        write_failure(folder, status, message, " ".join(override_words(HydraConfig.get().overrides.task)))
-
-
-def write_failure(folder: Path, status: int, message: str, words: str) -> None:
+    if not own:
+        return
+    words = " ".join(override_words(HydraConfig.get().overrides.task))
     failure = {"exit_code": status, "message": message, "overrides": words}
     with suppress(
         OSError

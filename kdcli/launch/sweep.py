@@ -5,12 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import multiprocessing
-import os
 import re
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
@@ -34,7 +30,7 @@ from kdcli.launch.compose import (
     resolved_folder,
 )
 from kdcli.launch.hydra_errors import config_at_fault, failure_of
-from kdcli.launch.job import UNRECORDED, run_hydra, write_failure
+from kdcli.launch.job import UNRECORDED, run_hydra
 from kdcli.report.comparison import compare, jobs_of
 
 MOST_JOBS = 256
@@ -131,7 +127,7 @@ def sweep(
     # Hydra creates its launcher and its sweeper from what the other words compose than those that are swept over
     fixed = [word for word in words if not parse_overrides([word])[0].is_sweep_override()]
     composed_with_hydra(command, name, fixed, written)
-    points: dict[Path, list[str]] = {}
+    points: list[Path] = []
     remarked: dict[str, None] = {}
     for index, job in enumerate(itertools.islice(itertools.product(*axes), MOST_JOBS)):
         composed = compose_config(command, name, list(job), written)
@@ -150,7 +146,7 @@ def sweep(
                 f"hydra.sweep.subdir: point {index} would go to {run}; give each a folder of its own below hydra.sweep.dir, as "
                 "'NAME-${hydra:job.num}' does"
             )
-        points[run] = list(job)
+        points.append(run)
     for remark in remarked:
         console.warn(remark)
     rundir.make(folder)
@@ -166,20 +162,13 @@ def sweep(
         processes.end_children(before)
         interrupted, status = error, processes.exit_code(error)
     except Exception as error:
-        if name == command and _workers_died(error):
-            status = _one_by_one(command, folder, points)
-        else:
-            failure = (
-                _timeout_error(folder, points)
-                if isinstance(error, multiprocessing.TimeoutError)
-                else failure_of(error)
-            )
-            processes.end_children(before)
-            if not jobs_of(folder):
-                rundir.unmake(folder)
-                raise failure from error
-            console.error(failure.message)
-            status = failure.exit_code
+        failure = _launcher_error(error, folder, points) or failure_of(error)
+        processes.end_children(before)
+        if not jobs_of(folder):
+            rundir.unmake(folder)
+            raise failure from error
+        console.error(failure.message)
+        status = failure.exit_code
     status = max(status, _table(command, folder))
     if interrupted:
         raise interrupted
@@ -197,56 +186,25 @@ def _check_jobs(
     return ExitCode.DONE
 
 
-def _workers_died(error: BaseException | None) -> bool:
-    """Return whether an exception says that a process of the launcher was killed."""
-    while error is not None:
-        if isinstance(error, BrokenExecutor):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def _without_result(points: Iterable[Path]) -> list[Path]:
     """Return the directories of the points that have neither a result nor an error."""
     results = rundir.REPORT, rundir.EXPORT, rundir.ERROR
     return [run for run in points if not any((run / name).is_file() for name in results)]
 
 
-def _timeout_error(folder: Path, points: Iterable[Path]) -> KDError:
-    """Return the error of a sweep whose launcher timed out."""
-    running = listed(map(str, _without_result(points)))
+def _launcher_error(error: BaseException | None, folder: Path, points: Iterable[Path]) -> KDError | None:
+    """Return the error of a sweep whose launcher timed out, or whose launcher's process was killed; None: it failed otherwise."""
+    while error is not None and not isinstance(error, multiprocessing.TimeoutError | BrokenExecutor):
+        error = error.__cause__ or error.__context__
+    if error is None:
+        return None
+    ended = f"those without a result were ended ({listed(map(str, _without_result(points)))})"
+    again = f"start the same command with hydra.sweep.dir={quote_override(folder)}: it goes on from their checkpoints"
+    if isinstance(error, BrokenExecutor):
+        return KDError(f"hydra/launcher: one of its processes was killed, and {ended}; {again}")
     return KDError(
-        f"hydra.launcher.timeout: a point of the sweep took longer, and those without a result were ended ({running}); give a larger one, or null, and "
-        f"start the same command with hydra.sweep.dir={quote_override(folder)}: it goes on from their checkpoints"
+        f"hydra.launcher.timeout: a point of the sweep took longer, and {ended}; give a larger one, or null, and {again}"
     )
-
-
-def _one_by_one(command: str, folder: Path, points: Mapping[Path, Sequence[str]]) -> int:
-    """Run the remaining points of a sweep whose launcher broke, each in its own process, so that a killed one affects no other."""
-    console.warn("a process of the launcher was killed: the remaining points of the sweep are run one by one")
-    status: int = ExitCode.DONE
-    for run in _without_result(points):
-        words = points[run]
-        # the process adds the overrides of `register_defaults` itself
-        own = [word for word in words if not word.startswith(("hydra/", "hydra.", "dataset=of_the_run"))]
-        if os.environ.get(rundir.TRUST) and command != "distill":
-            own.append("--trust-run")
-        sub = str(run.relative_to(folder))
-        folders = [f"hydra.sweep.dir={quote_override(folder)}", f"hydra.sweep.subdir={quote_override(sub)}"]
-        line = [sys.executable, "-m", "kdcli", command, "--multirun", *own, *folders]
-        quiet = None if command == "eval" else subprocess.DEVNULL  # its table would have one line
-        code = subprocess.run(processes.bound(line), stdout=quiet, check=False).returncode
-        if code < 0 or (code and command != "eval" and _without_result([run])):
-            message = f"its process ended with exit code {code}"
-            if code < 0:
-                message = f"its process was killed by {signal.Signals(-code).name}; the system does so where memory runs out"
-            console.error(f"{run.name}: {message}")
-            write_failure(run, ExitCode.FAILED, message, " ".join(words))
-        if (
-            command == "eval"
-        ):  # the table has the codes of the others; the process's own code is the highest of all points
-            status = max(status, abs(code) and max(code, ExitCode.FAILED))
-    return status
 
 
 def _table(command: str, folder: Path) -> int:

@@ -985,7 +985,7 @@ def test_export_refuses_what_is_no_finished_run(tmp_path: Path, capsys: pytest.C
 
 
 def test_sweep_ends_with_a_table(
-    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
     """A sweep that ends without a comparison leaves the user with a folder of numbers."""
     monkeypatch.chdir(tmp_path)
@@ -998,7 +998,7 @@ def test_sweep_ends_with_a_table(
         "hydra.launcher.n_jobs=2",
     ]
     assert launch("distill", options, multirun=True) == 0
-    shown = capsys.readouterr().out
+    shown = capfd.readouterr().out
     assert re.search(r"temperature=1", shown)
     assert re.search(r"temperature=2", shown)
     reports = list((tmp_path / "runs" / "sweeps").glob("*/*/report.json"))
@@ -1008,14 +1008,14 @@ def test_sweep_ends_with_a_table(
 
 
 def test_one_failed_job_of_a_sweep_is_told_and_the_others_go_on(
-    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
     """A sweep over night must not end at its first bad job, nor end with exit code 0."""
     monkeypatch.chdir(tmp_path)
     quick = ["trainer.max_steps=3", "measure=null", "control=false"]
     words = [*small, *quick, "hydra.sweep.subdir='s/${hydra:job.num}'", "dataset.limit=8,300"]
     assert launch("distill", words, multirun=True) == 2
-    captured = capsys.readouterr()
+    captured = capfd.readouterr()
     require_words(captured.err, "8 rows", "trainer.batch_size", "16")
     assert len(list((tmp_path / "runs" / "sweeps").glob("*/s/*/report.json"))) == 1
     assert re.search("^dataset.limit=8 failed: ", captured.out, re.MULTILINE)
@@ -1024,7 +1024,7 @@ def test_one_failed_job_of_a_sweep_is_told_and_the_others_go_on(
 
 
 def test_side_by_side_evaluations_that_fail_are_told(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
     """A pipeline goes on with scores that nobody has."""
     monkeypatch.chdir(tmp_path)

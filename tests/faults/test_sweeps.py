@@ -118,17 +118,19 @@ def test_a_sweep_that_is_terminated_shows_its_table(options: list[str], tmp_path
 
 
 @pytest.mark.faults
-def test_a_process_of_a_launcher_that_is_killed_takes_no_point_with_it(
-    options: list[str], tmp_path: Path
+@pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]])
+def test_a_point_that_is_killed_takes_no_other_with_it(
+    options: list[str], tmp_path: Path, launcher: list[str]
 ) -> None:
-    """The system kills the largest process where memory runs out; joblib then ends all of them."""
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "loss.soft_label.how=none,killed,raises"]
+    """The system kills the largest process where memory runs out, and the sweep ends without a table."""
+    if launcher:
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = [*launcher, "loss.soft_label.how=none,killed,raises"]
     outcome = run_process([*options, *words, "trainer.epochs=1"], tmp_path, timeout=400)
     require_clean(replace(outcome, seconds=0), codes=[1], own_class=True)  # of several processes
     found = rows(tmp_path)
     assert [row.get("exit_code", 0) for row in found] == [0, 1, 1], outcome.err
-    assert "SIGKILL" in found[1]["message"]
+    require_words(found[1]["message"], "SIGKILL", "memory")
     assert (tmp_path / "sweep" / "0" / "report.json").is_file()
     assert outcome.out.count("failed:") == 2
 
