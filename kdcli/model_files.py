@@ -38,6 +38,10 @@ SIZES = re.compile(
     r"(^|_)(size|dim|heads?|hidden|inner|embd?|vocab|model|ff|kv|ctx|positions?|embeddings|rank|labels)$|^d_"
 )
 LAYERS = re.compile(r"(^|_)(layers?|blocks|experts)$")
+POSITIVE = re.compile(
+    r"(num_|encoder_|decoder_)?attention_heads|hidden_size|d_model|n_embd|n_heads?|dim|vocab_size"
+)
+"""The sizes of a config.json that no model has 0 of."""
 NUMBERED = re.compile(r"^(.*?\.?)(\d+)\.(.+)$")
 """The name of a weight in a stack of layers: the stack, the layer's index, and the name within the layer."""
 BUFFERS = re.compile(
@@ -194,6 +198,8 @@ def require_config(config: Mapping[str, Any], name: str, largest: float) -> None
             continue
         if "drop" in key and not 0 <= value <= 1:
             raise wrong(key, value, "a probability is expected")
+        if POSITIVE.fullmatch(key) and value < 1:
+            raise wrong(key, value, "at least 1 is expected")
         if LAYERS.search(key) and value > MOST_LAYERS:
             raise wrong(key, value, f"at most {MOST_LAYERS:,} are loaded")
         if SIZES.search(key) and value > largest:

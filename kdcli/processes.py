@@ -174,7 +174,7 @@ def call_in_child(function: Callable[..., int], *arguments: Any) -> int:
         The exit code, or the negative number of the signal that killed the process.
 
     Raises:
-        Interrupted: a signal came. The process was told, and has ended.
+        Interrupted: a signal came. It was passed on to the process, which has ended.
     """
     sent = pickle.dumps(sys.path) + pickle.dumps((function, arguments))
     with watched():
@@ -183,7 +183,7 @@ def call_in_child(function: Callable[..., int], *arguments: Any) -> int:
             child = subprocess.Popen(bound([sys.executable, "-P", "-c", _CALL]), stdin=subprocess.PIPE)
         finally:
             _unblock(mask)
-        _signals.child, told = True, False
+        _signals.child, terminated = True, False
         try:
             assert child.stdin is not None
             with contextlib.suppress(BrokenPipeError), child.stdin:  # it was killed at once
@@ -191,9 +191,9 @@ def call_in_child(function: Callable[..., int], *arguments: Any) -> int:
             while child.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(POLL)
-                if _signals.received is not None and not told:
+                if _signals.received is not None and not terminated:
                     child.terminate()  # a terminal has sent it the signal itself, and the second one changes nothing
-                    told = True
+                    terminated = True
         finally:
             _signals.child = False
         raise_if_interrupted()

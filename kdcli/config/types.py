@@ -78,7 +78,9 @@ Float = Annotated[float, BeforeValidator(refuse_boolean), Field(allow_inf_nan=Fa
 Count = Annotated[Int, Field(ge=1, le=10**9)]
 """A count of anything, also for arguments of a user's own classes."""
 Positive = Annotated[Float, Field(gt=0, le=1e12)]
+"""An amount of money, or requests or tokens per minute; no service costs or takes as much."""
 NonNegative = Annotated[Float, Field(ge=0, le=1e12)]
+"""As `Positive`, or 0."""
 Fraction = Annotated[Float, Field(ge=0, le=1)]
 Seed = Annotated[Int, Field(ge=0, lt=2**32)]
 """The range of numpy's generator."""
@@ -98,6 +100,7 @@ Characters = Annotated[Int, Field(ge=1, le=10**8)]
 LearningRate = Annotated[Float, Field(gt=0, le=1e30)]
 """AdamW changes a weight by about the learning rate in each step, and the sum must stay finite in fp32."""
 WeightDecay = Annotated[Float, Field(ge=0, le=100)]
+"""AdamW shrinks weights by the learning rate times this in each step; with 0.01 and the bound, nothing is left of them."""
 GradNorm = Annotated[Float, Field(ge=0, le=1e12)]
 """The norm at which gradients are clipped; a bound that is never reached is a common way to log the norm alone."""
 Weight = Annotated[Float, Field(ge=0, le=1e6)]
@@ -105,6 +108,7 @@ Weight = Annotated[Float, Field(ge=0, le=1e6)]
 Temperature = Annotated[Float, Field(gt=0, le=1e6)]
 """A softmax temperature; the loss is multiplied by its square, which must stay finite in fp32."""
 SamplingTemperature = Annotated[Float, Field(ge=0, le=1e6)]
+"""The temperature of sampling; from 1e3 on, all tokens are equally likely."""
 Depth = Annotated[Int, Field(ge=1, le=1000)]
 """Layers of a model; the deepest published transformer has a thousand."""
 LayerIndex = Annotated[Int, Field(ge=-(10**4), le=10**4)]
@@ -112,6 +116,7 @@ LayerIndex = Annotated[Int, Field(ge=-(10**4), le=10**4)]
 Width = Annotated[Int, Field(ge=1, le=2**20)]
 """The width of a layer, or a number of heads; a square matrix of the largest width has 4 TB."""
 VocabularySize = Annotated[Int, Field(ge=1, le=10**8)]
+"""Tokens of a vocabulary; the largest published ones have 10**6."""
 Beams = Annotated[Int, Field(ge=1, le=1000)]
 """Beams or candidates per row, which are in one batch."""
 Copies = Annotated[Int, Field(ge=1, le=10**4)]
@@ -125,6 +130,7 @@ Seconds = Annotated[Float, Field(gt=0, le=86_400)]
 Rate = Annotated[Float, Field(gt=0, le=1e6)]
 """Requests per second; one process cannot send as many as the bound."""
 Bytes = Annotated[Float, Field(gt=0, le=1e15)]
+"""Bytes; a petabyte is above the memory and the disk of any one machine."""
 Size = Annotated[Float, BeforeValidator(with_unit), Field(gt=0, le=1e15)]
 """Bytes, also with a unit: 2GB, 500MB, 1.5GiB."""
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -132,7 +138,9 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 Quantization = Literal["int8", "int4", "nf4"]
 """The numbers that hold the weights of linear layers."""
 Milliseconds = Annotated[Float, Field(gt=0, le=1e9)]
+"""Milliseconds; the bound is 11 days."""
 Smoothing = Annotated[Float, Field(ge=0, lt=1)]
+"""The share of the probability that is spread over all classes; 1 would leave nothing of the label."""
 SplitSize = Annotated[Float, Field(gt=0, le=1e10)]
 """The size of a split: below 1 a share, else a number of rows."""
 Location = str

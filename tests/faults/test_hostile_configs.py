@@ -138,7 +138,9 @@ CONFIGS = [
 @pytest.mark.parametrize("words", quickly(CONFIGS, 6))
 def test_a_hostile_command_line_runs_nothing(refused: Callable[..., Outcome], words: list[str]) -> None:
     """A word that somebody copied from a web page, and that starts a process or writes outside the run."""
-    refused("distill", *words)
+    outcome = refused("distill", *words)
+    keys = [word.lstrip("+").partition("=")[0].replace("'", "").removesuffix("._target_") for word in words]
+    assert any(key.rpartition(".")[2] in outcome.err for key in keys), outcome.err
 
 
 FILES = {
@@ -162,7 +164,8 @@ def test_a_hostile_file_of_a_config_folder_runs_nothing(
     path.parent.mkdir(parents=True)
     path.write_text(FILES[name].replace("CANARY", str(canary)))
     group, option = name.removesuffix(".yaml").split("/")
-    refused("distill", f"{group}={option}", "--config-dir", str(tmp_path / "own"))
+    outcome = refused("distill", f"{group}={option}", "--config-dir", str(tmp_path / "own"))
+    assert group in outcome.err, outcome.err
 
 
 # ---- secrets -----------------------------------------------------------------------------------------

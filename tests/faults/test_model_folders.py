@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -43,6 +44,8 @@ KEYS = (
 )  # fmt: skip
 """Keys that the models here do not have."""
 TEXT = (".json", ".txt")
+QUICK = 20
+"""Seconds within which a model is refused."""
 
 
 @pytest.fixture(scope="module")
@@ -239,3 +242,63 @@ def test_a_spoiled_model_in_a_process_of_its_own(
 ) -> None:
     """What ends a process, such as a signal or a message on another thread, is not seen within one."""
     spoiled(Batch(seed, first, 17), models, commands, run_process, tmp_path)
+
+
+def rewritten(folder: Path, **values: Any) -> None:
+    """Other values in config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def weighed(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Other tensors."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def not_a_number(tensors: dict[str, torch.Tensor]) -> None:
+    next(value for key, value in tensors.items() if "embeddings" in key).view(-1)[0] = torch.nan
+
+
+def instead(path: Path, make: Callable[[Path], object]) -> None:
+    path.unlink()
+    make(path)
+
+
+SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "NaN": (lambda folder: weighed(folder, not_a_number), "nan"),
+    "architectures": (lambda folder: rewritten(folder, architectures=5), "architectures"),
+    "latin-1": (lambda folder: (folder / "vocab.txt").write_bytes("é\n".encode("latin-1")), "vocab.txt"),
+    "model_max_length": (
+        lambda folder: (folder / "tokenizer_config.json").write_text('{"model_max_length": "x"}'), "model_max_length",
+    ),
+    "zero heads": (lambda folder: rewritten(folder, num_attention_heads=0), "num_attention_heads"),
+    "FIFO": (lambda folder: instead(folder / "model.safetensors", os.mkfifo), "model.safetensors"),
+    "50 GB": (lambda folder: os.truncate(folder / "model.safetensors", 50 * 2**30), "model.safetensors"),
+    "10 million layers": (lambda folder: rewritten(folder, num_hidden_layers=10**7), "num_hidden_layers"),
+    "half its depth": (lambda folder: rewritten(folder, num_hidden_layers=1), "leaves out"),
+}  # fmt: skip
+"""What is wrong with a directory, and what the message names."""
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+@pytest.mark.parametrize(
+    "why",
+    [
+        pytest.param(why, marks=[] if why in ("NaN", "half its depth") else pytest.mark.faults)
+        for why in SPOILT
+    ],
+)
+def test_what_is_wrong_with_a_model_is_named(
+    why: str, role: str, models: dict[str, Path], commands: dict[str, list[str]], tmp_path: Path
+) -> None:
+    """A student that cannot be used is found out by its scores, and a teacher by a traceback."""
+    copy = Path(shutil.copytree(models["student"], tmp_path / "model"))
+    spoil_it, named = SPOILT[why]
+    spoil_it(copy)
+    outcome = run_here(["distill", *commands[role], f"{role}.path={copy}"], tmp_path)
+    require_clean(outcome, codes=[2])
+    assert re.search(re.escape(named), outcome.err, re.IGNORECASE), outcome.err
+    assert outcome.seconds < QUICK, outcome.command
+    assert not (tmp_path / "run").exists()

@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,14 +84,15 @@ class Killed:
             assert one.keys() == other.keys(), why
             assert all(torch.equal(one[key], other[key]) for key in one), f"{model} is another: {why}"
 
-    def judge(self, outcome: Outcome, place: Path, why: str) -> None:
-        """To the bit, or refused with the remedy."""
+    def judge(self, outcome: Outcome, place: Path, why: str, torn: Iterable[Path]) -> None:
+        """To the bit, or refused with a torn file's name and the remedy."""
         require_clean(outcome, codes=(0, 2))
         if outcome.code == 0:
             self.require_same(place / "run", f"{why}\n{outcome.err}")
             return
         remedies = ("restore it", "start a new run", "choose another", "remove it")
         assert any(each in outcome.err for each in remedies), f"{why}\n{outcome.err}"
+        assert any(path.name in outcome.err for path in torn), f"{why}\n{outcome.err}"
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ def judge_all(killed: Killed, batch: Batch, folder: Path, monkeypatch: pytest.Mo
     """Continue the run with each case's torn files, and judge the outcome."""
     for number, (why, torn) in enumerate(cases(killed, batch)):
         place = folder / str(number)
-        killed.judge(killed.continued(place, torn, monkeypatch), place, why)
+        killed.judge(killed.continued(place, torn, monkeypatch), place, why, torn)
         shutil.rmtree(place)
 
 
@@ -235,7 +236,7 @@ def test_the_files_of_a_finished_run(
             if (
                 "is finished" not in outcome.out
             ):  # a finished directory is left alone; eval and export check its models
-                classifier.judge(outcome, place, why)
+                classifier.judge(outcome, place, why, [name])
             shutil.rmtree(place)
 
 

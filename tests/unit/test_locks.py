@@ -15,7 +15,9 @@ import pytest
 from kdcli import processes
 from kdcli.files import abandonable, remove_abandoned, replaced
 
-HOLD = """
+TERM = 2.0
+"""Seconds of a lease."""
+HOLD = f"""
 import errno, fcntl, logging, os, sys, time
 from pathlib import Path
 from kdcli import locks
@@ -26,7 +28,7 @@ if sys.argv[2] != "flock":
         raise OSError(getattr(errno, sys.argv[2]), "no locks here")
 
     fcntl.flock = flock
-    locks.LEASE = 2.0
+    locks.LEASE = {TERM}
 lock = locks.Lock(Path(sys.argv[1]))
 try:
     lock.acquire(wait=False)
@@ -64,6 +66,20 @@ def test_one_process_holds_a_lock_until_it_ends_or_is_killed(tmp_path: Path, how
     second = hold(path, how, 0)
     out, err = second.communicate()
     assert (second.returncode, out) == (0, "held\n"), err
+
+
+def test_a_lease_is_renewed_past_its_term(tmp_path: Path) -> None:
+    """A run that takes longer than a lease is taken over by another process while it trains."""
+    path = tmp_path / ".lock"
+    first = hold(path, "ENOLCK", 60)
+    try:
+        assert first.stdout
+        assert first.stdout.readline() == "held\n"
+        time.sleep(3 * TERM)
+        assert hold(path, "ENOLCK", 0).wait() == 3
+    finally:
+        first.kill()
+        first.communicate()
 
 
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_owns_stays(tmp_path: Path) -> None:
