@@ -178,13 +178,13 @@ def call_in_child(function: Callable[..., int], *arguments: Any) -> int:
     """
     sent = pickle.dumps(sys.path) + pickle.dumps((function, arguments))
     with watched():
-        mask = _block()  # the child inherits it, and handles signals once it has imported what it needs
-        try:
-            child = subprocess.Popen(bound([sys.executable, "-P", "-c", _CALL]), stdin=subprocess.PIPE)
-        finally:
-            _unblock(mask)
         _signals.child, terminated = True, False
         try:
+            mask = _block()  # the child inherits it, and handles signals once it has imported what it needs
+            try:
+                child = subprocess.Popen(bound([sys.executable, "-P", "-c", _CALL]), stdin=subprocess.PIPE)
+            finally:
+                _unblock(mask)
             assert child.stdin is not None
             with contextlib.suppress(BrokenPipeError), child.stdin:  # it was killed at once
                 child.stdin.write(sent)

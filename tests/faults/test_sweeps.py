@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import psutil
 import pytest
 from faults.harness import require_clean, run_here, run_process
 from support.commands import require_words
+from support.tiny import wait_for
 
 from kdcli import rundir
 from kdcli.launch.sweep import _table
@@ -115,6 +119,35 @@ def test_a_sweep_that_is_terminated_shows_its_table(options: list[str], tmp_path
     assert [row.get("exit_code", 0) for row in found] == [0, 143]
     assert "SIGTERM" in found[1]["message"]
     assert "2 runs" in outcome.out
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_of_the_sweep_ends_its_point_with_a_checkpoint(
+    options: list[str], tmp_path: Path, number: signal.Signals
+) -> None:
+    """A point in a process of its own is not told, and trains on or loses what it has learnt."""
+    words = [word for word in options if not word.startswith(("trainer.max_steps", "trainer.epochs"))]
+    line = [
+        sys.executable,
+        "-m",
+        "kdcli",
+        *words,
+        "seed=1,2",
+        "trainer.max_steps=100000",
+        "trainer.eval_steps=50000",
+    ]
+    process = subprocess.Popen(
+        line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for(lambda: (tmp_path / "sweep" / "0" / "metrics.jsonl").is_file(), process)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, err
+    assert rows(tmp_path)[0]["exit_code"] == 128 + number
+    assert "1 run" in out
+    assert list((tmp_path / "sweep" / "0" / "stages").glob("*/checkpoint-*/SHA256SUMS")), err
+    assert not [each for each in psutil.process_iter(["cwd"]) if each.info["cwd"] == str(tmp_path)]
 
 
 @pytest.mark.faults
