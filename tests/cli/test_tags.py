@@ -234,6 +234,14 @@ def test_export_to_onnx(run: Path, tmp_path: Path) -> None:
     into = tmp_path / "eval"
     assert launch("eval", [f"run={run}", "artifact=model.onnx", "measure=null", f"hydra.run.dir={into}"]) == 0
     assert json.loads((into / "eval.json").read_text())["models"]["model.onnx"]["score"] == whole["score"]
+    text = " ".join(words)
+    of_student, of_export = (
+        load_model(str(path)).predict([text])[0] for path in (run, run / "export" / "cpu" / "model.onnx")
+    )
+    assert of_export["entities"] == [
+        each | {"probability": pytest.approx(each["probability"], abs=1e-4)}
+        for each in of_student["entities"]
+    ]
 
 
 def test_predict_finds_entities_and_where_they_stand(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,14 +306,18 @@ def test_what_runs_the_other_files_without_kdcli_tags_as_the_student_does(
     model = AutoModelForTokenClassification.from_pretrained(glued).eval()
     files = Intel(["fp16"]).export(glued, out, model, [row], 64)
     files |= Cuda().export(glued, out, model, [row], 64)
-    scripts, cut = {}, {}
+    scripts, cut, entities = {}, {}, {}
     for file in files.values():
         runtime = runtime_of(file)
         values = {"MAX_LENGTH": 64, "MODEL": file.name}
         (script,) = snippets.write(folder_of(file), runtime, "token_classification", values)
         scripts[runtime] = run_snippet(script, *words)
         cut[runtime] = run_snippet(script, *(words * 20))
+        answer = load_model(str(file)).predict([" ".join(words)])[0]
+        entities[runtime] = [(each["type"], each["start"], each["end"]) for each in answer["entities"]]
     assert scripts == dict.fromkeys(["openvino", "torch", "exported"], expected)
+    assert entities["openvino"]
+    assert entities["openvino"] == entities["torch"] == entities["exported"]
     assert cut["openvino"] == cut["torch"] == cut["exported"]
     assert len(words) < len(cut["torch"]) < 64, "words that no longer fit have no tag"
     assert _tokenize_words(out, [words], 64, "right") == row["input_ids"].tolist()
