@@ -139,8 +139,8 @@ def examine(
         each for each in _differences(before, config) if each.partition(".")[0] not in ("measure", "hub")
     ):
         raise ConfigError(
-            f"{run} holds a run with another config ({', '.join(changed[:5])}{' …' if len(changed) > 5 else ''}; its config is in {HYDRA.with_name('config.yaml')}); "
-            "choose another --out, or the config that it was started with"
+            f"{run} holds a run with another config ({', '.join(changed[:5])}{' …' if len(changed) > 5 else ''}) in "
+            f"{HYDRA.with_name('config.yaml')}; choose another --out, or the config that it was started with"
         )
     if is_finished(run):
         return "finished"

@@ -106,6 +106,10 @@ def _point(command: str, cfg: DictConfig) -> None:
         _job(command, cfg)
         return
     folder = Path(HydraConfig.get().runtime.output_dir)
+    with suppress(KDError):  # which the point's process says
+        if command != "export" and rundir.examine(folder, config_tree(cfg), is_finished) == "finished":
+            _status[str(folder)] = ExitCode.DONE
+            return
     # plain containers: a launcher may have loaded the class of a node twice, which cannot be pickled
     parts = [OmegaConf.to_container(part, resolve=False) for part in (cfg, HydraConfig.get())]
     code = processes.call_in_child(_job_in_child, command, *parts)
