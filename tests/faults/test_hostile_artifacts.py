@@ -257,6 +257,20 @@ def test_a_file_that_is_no_program_is_refused(
     require_refused(judge(place / "model.pt2"), canary, "model.pt2")
 
 
+@pytest.mark.parametrize("write", [pickle_file, torch_file])
+@pytest.mark.parametrize("name", ["model.pte", "model.int8.tflite"])
+def test_a_phones_file_that_is_a_pickle_is_refused(
+    write: Callable[[Path, Path], object],
+    name: str,
+    place: Path,
+    canary: Path,
+    judge: Callable[[Path], Outcome],
+) -> None:
+    """The runtime of a phone's file, where it is installed, finds another format and loads it by torch."""
+    write(place / name, canary)
+    require_refused(judge(place / name), canary, name)
+
+
 # ---- directories -------------------------------------------------------------------------------------
 
 
