@@ -192,7 +192,8 @@ def storage_error(error: BaseException, *folders: Path) -> StorageError | None:
         if isinstance(each, StorageError):
             return each
         if (number := _refusal(each)) is not None:
-            file = getattr(each, "filename", None)
+            # of a copy the first name is that of the source
+            file = getattr(each, "filename2", None) or getattr(each, "filename", None)
             cause = number, str(file) if file else cause[1] if cause else None
         each = each.__cause__ or each.__context__
     probed = {path: number for path in folders if (number := _refused(path)) is not None}

@@ -155,12 +155,12 @@ def require_told(run: Path, words: list[str], disk: Disk, folder: Path) -> None:
     """Export a run on a disk that has room for some of the files: the message names the disk, and the export before it is as it was."""
     before = disk.used()
     command = ["export", f"run={run}", *words, *QUICK]
-    assert run_process(command, folder).code in (0, 3)
+    assert run_process(command, folder, timeout=600).code in (0, 3)  # it may download packages
     size = disk.used() - before
     exported = {path.name for path in run.rglob("*")}
     for share in (0.9, 0.5, 0.05):
         disk.resize(before + size + int(size * share))
-        outcome = run_process(command, folder)
+        outcome = run_process(command, folder, timeout=600)
         require_clean(outcome, codes=[1])
         assert str(disk.folder) in outcome.err, outcome.err
         require_words(outcome.err, "space")

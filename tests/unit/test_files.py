@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from support.commands import naming, require_words
 from typing_extensions import TypedDict
 
 from kdcli.errors import ConfigError
-from kdcli.files import inner_path, named_path, read_json, read_jsonl, replaced
+from kdcli.files import inner_path, named_path, read_json, read_jsonl, replaced, storage_error
 
 
 def test_what_stands_there_stays_until_the_other_is_there(
@@ -167,3 +168,10 @@ def test_a_file_is_on_the_disk_before_it_replaces_another(
     with replaced(tmp_path / "record.json") as temporary:
         temporary.write_text("{}")
     assert steps == ["sync", "replace", "sync"]
+
+
+def test_a_copy_that_does_not_fit_names_the_copy() -> None:
+    """The message names the source of the copy, and the free space of a disk that is not full."""
+    failure = storage_error(OSError(errno.ENOSPC, "No space left", "/source/file", None, "/copy/file"))
+    assert failure is not None
+    assert failure.message.startswith("/copy/file cannot be written")
