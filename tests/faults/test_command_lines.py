@@ -16,6 +16,7 @@ from faults.harness import Batch, Fence, Outcome, batches, require_clean, run_he
 from faults.odd import WORDS, nested
 from faults.test_schema import keys, whole
 
+from kdcli import processes
 from kdcli.config.paths import conf_dir
 from kdcli.config.schema import COMMANDS
 
@@ -57,6 +58,8 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, command in (("distill", "distill"), ("eval", "evaluate"), ("export", "export")):
         module = __import__(f"kdcli.commands.{name}", fromlist=[command])
         monkeypatch.setattr(module, command, lambda *_: 0)
+    # a point of a sweep would run in a process of its own, which knows nothing of this
+    monkeypatch.setattr(processes, "call_in_child", lambda function, *arguments: function(*arguments))
 
 
 def word(source: random.Random, paths: list[tuple[Any, ...]]) -> str:
