@@ -57,28 +57,28 @@ class _Signals:
         watched: the handlers are installed.
         received: the number of the first signal.
         deferred: the running block ends by itself.
-        child: a child process runs, which handles the signal.
-        called: this process is such a child.
+        has_child: a process of `call_in_child` runs, which handles the signal.
+        is_child: this process is one.
     """
 
     def __init__(self) -> None:
         self.watched = False
         self.received: int | None = None
         self.deferred = False
-        self.child = False
-        self.called = False
+        self.has_child = False
+        self.is_child = False
 
     def handle(self, number: int, frame: object) -> None:
         """Raise `Interrupted`, now or at the end of the block of `deferred`. A second SIGINT ends the process at once."""
         if self.received is not None:
             if number == signal.SIGINT:
                 text = "\nerror: interrupted; ended at once. The same command on the same directory goes on from the last checkpoint\n"
-                if not self.called:
+                if not self.is_child:
                     os.write(2, text.encode())
                 end_at_once(ExitCode.INTERRUPTED)
             return
         self.received = number
-        if self.child:
+        if self.has_child:
             return
         if not self.deferred:
             raise Interrupted(number)
@@ -178,7 +178,7 @@ def call_in_child(function: Callable[..., int], *arguments: Any) -> int:
     """
     sent = pickle.dumps(sys.path) + pickle.dumps((function, arguments))
     with watched():
-        _signals.child, terminated = True, False
+        _signals.has_child, terminated = True, False
         try:
             mask = _block()  # the child inherits it, and handles signals once it has imported what it needs
             try:
@@ -195,7 +195,7 @@ def call_in_child(function: Callable[..., int], *arguments: Any) -> int:
                     child.terminate()  # a terminal has sent it the signal itself, and the second one changes nothing
                     terminated = True
         finally:
-            _signals.child = False
+            _signals.has_child = False
         raise_if_interrupted()
     if child.returncode - 128 in SIGNALS:
         raise Interrupted(child.returncode - 128)
@@ -205,7 +205,7 @@ def call_in_child(function: Callable[..., int], *arguments: Any) -> int:
 def answer(function: Callable[..., int], arguments: Sequence[Any]) -> int:
     """Call the function of `call_in_child`, in the child; returns the exit code of the process."""
     with watched():
-        _signals.called = True
+        _signals.is_child = True
         try:
             _unblock()
             return function(*arguments)
@@ -214,12 +214,16 @@ def answer(function: Callable[..., int], arguments: Sequence[Any]) -> int:
 
 
 def _block() -> set[Any]:
-    """Have the system keep the signals back; returns those that it kept back before."""
+    """Block the signals; returns those that were blocked before."""
     return signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if hasattr(signal, "pthread_sigmask") else set()
 
 
 def _unblock(but: Set[Any] = frozenset()) -> None:
-    """Have the signals come that the system keeps back."""
+    """Unblock the signals.
+
+    Args:
+        but: those that stay blocked.
+    """
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, set(SIGNALS) - but)
 

@@ -106,7 +106,7 @@ def _point(command: str, cfg: DictConfig) -> None:
         _job(command, cfg)
         return
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with suppress(KDError):  # which the point's process says
+    with suppress(KDError):  # the point's process reports it
         if command != "export" and rundir.examine(folder, config_tree(cfg), is_finished) == "finished":
             _status[str(folder)] = ExitCode.DONE
             return
