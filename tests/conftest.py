@@ -80,6 +80,12 @@ def forgotten_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 
 @pytest.fixture
+def points_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the points of a sweep in the test's process: one of their own takes seconds to import torch, and knows no patches."""
+    monkeypatch.setattr("kdcli.processes.call_in_child", lambda function, *arguments: function(*arguments))
+
+
+@pytest.fixture
 def cold_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ColdCache:
     """Begins an empty cache for the rest of the test, in place of the one of the session."""
 

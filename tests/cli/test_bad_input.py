@@ -564,7 +564,9 @@ def test_directory_with_another_config(refused: Refused, small: list[str], finis
     assert state(finished) == before
 
 
-def test_sweep_over_another_sweep(small: list[str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweep_over_another_sweep(
+    small: list[str], here: Path, capsys: pytest.CaptureFixture[str], points_here: None
+) -> None:
     """The second sweep finds the first one's students, trains nothing, and reports them under its own settings."""
     options = [*small, *QUICK, f"hydra.sweep.dir={here / 'sweep'}"]
     assert launch("distill", [*options, "seed=0,1"], multirun=True) == 0

@@ -557,7 +557,11 @@ def test_missed_gates_are_exit_code_3_and_leave_the_files(
 
 @pytest.mark.long
 def test_export_for_openvino_is_calibrated_run_and_evaluated(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    points_here: None,
 ) -> None:
     """Calibration rows that are another model's inputs or that the score is taken of, a file that `kdcli eval` does not take, or a
     table of devices with no best one."""
@@ -681,7 +685,11 @@ def test_what_cannot_be_run_here_is_made_and_said_to_be_unknown(
 
 @pytest.mark.long
 def test_exports_for_several_targets_end_with_one_table(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    points_here: None,
 ) -> None:
     """Tables one after the other leave it to the reader which file of all is the best."""
     monkeypatch.chdir(tmp_path)

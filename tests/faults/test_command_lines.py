@@ -16,7 +16,6 @@ from faults.harness import Batch, Fence, Outcome, batches, require_clean, run_he
 from faults.odd import WORDS, nested
 from faults.test_schema import keys, whole
 
-from kdcli import processes
 from kdcli.config.paths import conf_dir
 from kdcli.config.schema import COMMANDS
 
@@ -53,13 +52,11 @@ SWEPT = ("multirun.yaml", "error.json")
 
 
 @pytest.fixture
-def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+def untrained(monkeypatch: pytest.MonkeyPatch, points_here: None) -> None:
     """Commands end once their config has been checked: what is behind that has tests of its own."""
     for name, command in (("distill", "distill"), ("eval", "evaluate"), ("export", "export")):
         module = __import__(f"kdcli.commands.{name}", fromlist=[command])
         monkeypatch.setattr(module, command, lambda *_: 0)
-    # a point of a sweep would run in a process of its own, which knows nothing of this
-    monkeypatch.setattr(processes, "call_in_child", lambda function, *arguments: function(*arguments))
 
 
 def word(source: random.Random, paths: list[tuple[Any, ...]]) -> str:

@@ -112,6 +112,46 @@ def test_only_the_tasks_know_tasks() -> None:
     assert not wrong
 
 
+PARSERS = {
+    "kdcli.files": "the reader of what a run or the cache holds",
+    "kdcli.model_files": "the reader of a model's directory: its errors name the model",
+    "kdcli.data.sources": "the user's data",
+    "kdcli.data.hub": "the user's data",
+    "kdcli.models.weights": "the header of a safetensors file",
+    "kdcli.teachers.shards": "the header of a safetensors file",
+    "kdcli.models.spill": "the first line of a temporary file",
+    "kdcli.exporting.runtimes.exported": "records inside a .pt2 archive",
+    "kdcli.exporting.runtimes.ctranslate2": "files beside the weights, in the process that measures them: no pydantic there",
+    "kdcli.exporting.runtimes.onnx": "files beside the weights, in the process that measures them: no pydantic there",
+    "kdcli.measure.runtime": "files beside the weights, in the process that measures them: no pydantic there",
+    "kdcli.exporting.writers.litert": "arguments of an own process",
+    "kdcli.exporting.writers.llama_cpp": "arguments of an own process",
+    "kdcli.measure.worker": "messages of an own process",
+    "kdcli.measure.process": "messages of an own process",
+    "kdcli.exporting.runtimes.node": "messages of an own process",
+    "kdcli.distributed": "messages of the other ranks",
+    "kdcli.exporting.runtimes.llama": "a server's answer",
+    "kdcli.teachers.remote.wire": "a server's answer",
+    "kdcli.teachers.remote.openai": "a column of the rows, checked when they were read",
+    "kdcli.tasks.causal_lm.chat": "a column of the rows, checked when they were read",
+    "kdcli.tasks.causal_lm.conversations": "a column of the rows, checked when they were read",
+    "kdcli.prompts": "the state of a tokenizer in memory",
+    "kdcli.students.pruning.vocabulary": "the state of a tokenizer in memory",
+}
+"""The modules that parse JSON themselves, and what it is."""
+
+
+def test_the_files_of_a_run_have_one_reader() -> None:
+    """A damaged file is a traceback at the one place that reads it otherwise."""
+    parsing = {
+        name
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.loads", "json.load")
+    }
+    assert parsing == set(PARSERS)
+
+
 def loaded(code: str) -> set[str]:
     out = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
