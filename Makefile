@@ -55,7 +55,7 @@ test-dist: dist ## Install the built wheel, then the source distribution, into a
 
 SERVED ?= http://127.0.0.1:8000/v1
 
-test-served: setup ## Compare a served teacher with the same one here: vLLM at SERVED serves SmolLM2-135M as "teacher" (docs/teachers.md)
+test-served: setup ## Compare a served teacher with the same one here: vLLM at SERVED serves SmolLM2-135M as "teacher" (docs/teachers.md), and the command vllm is on the PATH
 	KDCLI_SERVED=$(SERVED) $(BIN)/python -m pytest -m served
 
 test-gpu: setup ## Compare what runs on a GPU with the CPU: needs a GPU, and a torch for it

@@ -348,7 +348,7 @@ def offline(name: str, device: str, sizes: Sizes, folder: str) -> dict[str, dict
 
 def on_policy(name: str, device: str, sizes: Sizes, folder: str) -> dict[str, dict[str, float]]:
     """A training on the student's own completions with the reverse KL at temperature 1."""
-    from kdcli.config.schema import Rollout
+    from kdcli.config.rollout import Rollout
 
     meter = Meter(device)
     if name == KDCLI:

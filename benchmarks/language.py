@@ -375,7 +375,7 @@ def _kdcli(
     """
     import datasets
 
-    from kdcli.config.schema import Rollout
+    from kdcli.config.rollout import Rollout
     from kdcli.config.trainer import Trainer as TrainerConfig
     from kdcli.models.checkpoint import Checkpoint, load_complete, load_tokenizer
     from kdcli.tasks.base import Split

@@ -302,6 +302,7 @@ def reply(
     special: bool,
     max_length: int,
     ends: Sequence[int] = (),
+    generator: Callable[..., list[list[int]]] = generate,
     **options: Any,
 ) -> list[Reply]:
     """Generate a text after each prompt with a decoder, without special tokens.
@@ -309,10 +310,11 @@ def reply(
     Args:
         special: as for `tokenize_prompts`.
         max_length: the maximum number of tokens of a prompt; a longer one loses its beginning.
+        generator: has the arguments and the result of `generate`.
         ends, options: as for `generate`.
     """
     ids = [row[-max_length:] for row in tokenize_prompts(tokenizer, prompts, special)]
-    completions = generate(model, tokenizer, ids, ends=ends, **options)
+    completions = generator(model, tokenizer, ids, ends=ends, **options)
     last = ends_of(model, tokenizer, ends)
     texts = continued(tokenizer, ids, completions)
     return [Reply(text, completion[-1] in last) for text, completion in zip(texts, completions, strict=True)]

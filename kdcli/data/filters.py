@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kdcli.config.components import import_named
-from kdcli.config.schema import Filter
+from kdcli.config.rollout import Filter
 from kdcli.errors import ConfigError, shown
 
 Judge = Callable[[Mapping[str, Any], str], Any]

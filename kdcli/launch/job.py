@@ -116,7 +116,8 @@ def _point(command: str, cfg: DictConfig) -> None:
     if code not in [*ExitCode]:
         message = f"its process ended with exit code {code}"
         if code < 0:
-            message = f"its process was killed by {signal.Signals(-code).name}"
+            names = {each.value: each.name for each in signal.Signals}
+            message = f"its process was killed by {names.get(-code, f'signal {-code}')}"  # most real-time signals have no name
         if code == -signal.SIGKILL:
             message += "; the system does so where memory runs out"
         console.error(f"{folder.name}: {message}")

@@ -54,6 +54,7 @@ from kdcli.pipeline.validate import (
     require_architecture,
     require_checkpoints,
     require_control_rows,
+    require_engine,
     require_features,
     require_machine,
     require_one_vocabulary,
@@ -219,6 +220,7 @@ def _checked(part: Run) -> Run:
         warn_of_truncation(part, teacher_tokenizer)
     if cfg.rollout.source != "dataset":
         require_writer(part)
+        require_engine(part)
     task.check_rows(cfg, len(part.data["train"]), len(part.data.gold))
     task.check_models(cfg, map(load_config, [*part.sources, *filter(None, [own])]), generate=remote is None)
     if (cfg.teacher.cache and task.vocabulary) or len(part.sources) > 1:

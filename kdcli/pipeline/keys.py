@@ -16,8 +16,8 @@ import datasets
 import torch
 
 from kdcli.config.dataset import Augment
+from kdcli.config.rollout import Rollout
 from kdcli.config.schema import Distill as Config
-from kdcli.config.schema import Rollout
 from kdcli.config.types import Component
 from kdcli.files import cache_dir, digest
 from kdcli.models.checkpoint import Checkpoint, fast_bf16
@@ -33,7 +33,9 @@ UNTRAINED = {
     "ddp_timeout",
 }
 """Keys of a trainer that do not change what is trained."""
-UNWRITTEN = {"answers", "buffer", "expand", "filter", "keep_fraction", "on_policy_fraction"}
+UNWRITTEN = {
+    "answers", "buffer", "engine", "expand", "filter", "gpu_memory_fraction", "keep_fraction", "on_policy_fraction",
+}  # fmt: skip
 """Keys of a rollout that do not change a completion of the teacher: they set how many completions there are, which of them the student learns, and
 when it writes its own."""
 

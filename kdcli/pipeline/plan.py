@@ -15,8 +15,9 @@ from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from kdcli.config.components import build
+from kdcli.config.rollout import Rollout
 from kdcli.config.schema import Distill as Config
-from kdcli.config.schema import Rollout, StageConfig
+from kdcli.config.schema import StageConfig
 from kdcli.config.schema import Student as StudentConfig
 from kdcli.config.seeds import with_seed
 from kdcli.config.trainer import Trainer as TrainerConfig

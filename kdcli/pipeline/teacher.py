@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 
 from kdcli.config.components import build
-from kdcli.config.schema import Rollout
+from kdcli.config.rollout import Rollout
 from kdcli.data.augment import augmented, find_proposer, load_proposer
 from kdcli.data.splits import SPLITS
 from kdcli.distributed import wait_for_everyone

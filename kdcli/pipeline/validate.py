@@ -43,6 +43,7 @@ from kdcli.training.arguments import (
 from kdcli.training.batches import micro_batches
 from kdcli.training.length import planned_steps
 from kdcli.training.sharding import require_processes, require_unquantized
+from kdcli.training.vllm import executable, require_one_machine
 
 logger = logging.getLogger(__name__)
 
@@ -449,6 +450,28 @@ def require_writer(run: Run) -> None:
         raise ConfigError(
             f"rollout.source = {run.cfg.rollout.source}: models of the task {run.cfg.dataset.kind} write nothing; leave rollout out"
         )
+
+
+def require_engine(run: Run) -> None:
+    """Check that vLLM can generate with the student, if `rollout.engine` asks for it.
+
+    Raises:
+        ConfigError
+    """
+    if run.cfg.rollout.engine != "vllm":
+        return
+    remedy = "give rollout.engine=transformers"
+    if run.task.auto != "AutoModelForCausalLM":
+        raise ConfigError(
+            f"rollout.engine = vllm: vLLM serves decoders, and the models of the task {run.cfg.dataset.kind} are not decoders; {remedy}"
+        )
+    if run.initializer.trains_adapters or run.cfg.student.quantization is not None:
+        what = "adapters beside its weights" if run.initializer.trains_adapters else "fake-quantized weights"
+        raise ConfigError(
+            f"rollout.engine = vllm: the student is trained with {what}, and vLLM gets plain weights; {remedy}"
+        )
+    executable()
+    require_one_machine()
 
 
 def storing_temperature(run: Run) -> float:

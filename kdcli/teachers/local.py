@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcli.config.schema import Rollout
+from kdcli.config.rollout import Rollout
 from kdcli.config.types import BatchSize
 from kdcli.generation import Reply, seed_of
 from kdcli.models.checkpoint import Checkpoint, fast_bf16, label_order, load_ready, load_tokenizer

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdcli.config.schema import Rollout
+from kdcli.config.rollout import Rollout
 from kdcli.config.trainer import Trainer as TrainerConfig
 from kdcli.tasks.base import Split
 from kdcli.teachers.base import Teacher

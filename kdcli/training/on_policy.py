@@ -12,7 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from typing_extensions import TypedDict
 
-from kdcli.config.schema import Rollout
+from kdcli.config.rollout import Rollout
 from kdcli.distributed import wait_for_everyone
 from kdcli.files import read_jsonl, write_jsonl
 from kdcli.generation import Reply, seed_of

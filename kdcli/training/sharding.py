@@ -209,6 +209,16 @@ class ShardedTrainer(HFTrainer):
             plugin = self.accelerator.state.fsdp_plugin
             load_fsdp_model(plugin, self.accelerator, self.model, str(checkpoint), use_dcp=False)
 
+    def student_weights(self) -> dict[str, torch.Tensor]:
+        """Return the student's weights by their names, those that are divided among processes as a whole in the main process. All processes call it
+        together."""
+        if not self.is_fsdp_enabled:
+            return dict(self.job.distiller.student.state_dict())
+        weights = self.accelerator.get_state_dict(self.model)
+        return {
+            name.removeprefix(PREFIX): weight for name, weight in weights.items() if name.startswith(PREFIX)
+        }
+
     def gather_student(self, empty: PreTrainedModel) -> PreTrainedModel:
         """Gather the student in the main process, after training. The optimizer is released before.
 

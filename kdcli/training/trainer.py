@@ -51,6 +51,7 @@ from kdcli.training.resume import (
     row_text,
 )
 from kdcli.training.sharding import ShardedTrainer, skeleton
+from kdcli.training.vllm import VLLM, generation_engine
 
 SHORT = 128
 """Tokens a row up to which unfused attention trains faster on a CPU than fused attention, whose backward pass takes twice as long there
@@ -89,8 +90,14 @@ def train(job: TrainJob) -> None:
     if job.cfg.compile:
         for layer in job.distiller.layers:
             layer.compile(backend=job.cfg.compile)
-    with _trackers(job), processes.deferred(possible=world == 1) as interrupted:
-        trainer = _Trainer(job, trainer_arguments(job, world), interrupted)
+    arguments = trainer_arguments(job, world)
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float32
+    with (
+        _trackers(job),
+        generation_engine(job, dtype) as engine,
+        processes.deferred(possible=world == 1) as interrupted,
+    ):
+        trainer = _Trainer(job, arguments, interrupted, engine)
         if trainer.is_world_process_zero():
             rewind(job, checkpoint)
         if checkpoint is not None and is_complete(job, checkpoint):
@@ -201,8 +208,14 @@ class _Validated(NamedTuple):
 class _Trainer(ShardedTrainer):
     """The stock Trainer with another sampler, other denominators, another validation, and other checkpoint files."""
 
-    def __init__(self, job: TrainJob, arguments: TrainingArguments, interrupted: Callable[[], bool]):
-        self.job = job
+    def __init__(
+        self,
+        job: TrainJob,
+        arguments: TrainingArguments,
+        interrupted: Callable[[], bool],
+        engine: VLLM | None,
+    ):
+        self.job, self.engine = job, engine
         self.task: Task = job.distiller.task
         self.sums = torch.zeros(len(job.distiller.names))
         self.tokens, self.since = 0, time.perf_counter()
@@ -303,8 +316,14 @@ class _Trainer(ShardedTrainer):
 
     def _generate(self, rows: Sequence[int], seeds: Sequence[int]) -> list[Reply]:
         """Have the student generate after the prompts of training rows. All processes call it together, some perhaps without a row."""
-        job, rollout = self.job, self.job.rollout
+        job, rollout, engine = self.job, self.job.rollout, self.engine
         assert rollout is not None
+        if engine is not None and engine.step != self.state.global_step:
+            weights = self.student_weights()
+            if self.is_world_process_zero():
+                engine.update(job.distiller.student, weights)
+            wait_for_everyone(PartialState())
+            engine.step = self.state.global_step
 
         def replies() -> list[Reply]:
             if not rows:
@@ -319,6 +338,7 @@ class _Trainer(ShardedTrainer):
                     batch_size=rollout.batch_size,
                     temperature=rollout.sampling_temperature,
                     seeds=seeds,
+                    **({} if engine is None else {"generator": engine.generate}),
                 )
 
         return self.with_weights(replies)

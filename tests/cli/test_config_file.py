@@ -171,7 +171,11 @@ def test_a_first_word_that_is_no_key(
 
 
 def test_a_run_of_a_file(
-    small: list[str], composed: Composed, tmp_path: Path, capsys: pytest.CaptureFixture[str], points_here: None
+    small: list[str],
+    composed: Composed,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    points_here: None,
 ) -> None:
     """A run that a file described must be recorded, continued, repeated and swept over as one that was typed."""
     file, run, other = tmp_path / "kdcli.yaml", tmp_path / "run", tmp_path / "other"

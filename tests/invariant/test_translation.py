@@ -26,7 +26,7 @@ from support.tiny import (
 )
 from support.translators import lay_out
 
-from kdcli.config.schema import Rollout
+from kdcli.config.rollout import Rollout
 from kdcli.launch.run import launch
 from kdcli.models.checkpoint import Checkpoint
 from kdcli.tasks.seq2seq.task import Seq2Seq

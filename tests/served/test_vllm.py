@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+from support.commands import largest_difference, runner
+from support.tiny import decoder, language_model_options, speller, talk
 
 from kdcli.hub import locate_package
 from kdcli.models.checkpoint import Checkpoint
@@ -52,3 +54,25 @@ def test_served_and_local_agree(tmp_path: Path) -> None:
     assert float(differences.max()) <= 1e-3
     assert float((own.log_rest.exp() - served.log_rest.exp()).abs().max()) <= 1e-3
     assert served_divergence(own, served) < 1e-5
+
+
+@pytest.mark.served
+def test_vllm_generates_with_the_weights_of_each_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM keeps old weights, or takes other prompts or ends than `generate` here: greedy completions are the same in both.
+
+    The command vllm is on the PATH.
+    """
+    monkeypatch.chdir(tmp_path)
+    tokenizer = speller()
+    decoder(tokenizer, hidden=64).save_pretrained(
+        tmp_path / "teacher"
+    )  # vLLM has kernels for heads of 32 on a CPU
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    words = [*language_model_options(tmp_path / "teacher"), *talk(tmp_path, "messages"), "control=false", "measure=null",
+             "trainer.max_steps=12", "trainer.learning_rate=0.02", "rollout=student", "rollout.on_policy_fraction=1",
+             "rollout.sampling_temperature=0", "rollout.max_new_tokens=16"]  # fmt: skip
+    run = runner(tmp_path, lambda *more: [*words, *more])
+    served, own = run("served", "rollout.engine=vllm"), run("own")
+    assert largest_difference(served, own) < 1e-5

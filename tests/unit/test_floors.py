@@ -132,6 +132,7 @@ PARSERS = {
     "kdcli.distributed": "messages of the other ranks",
     "kdcli.exporting.runtimes.llama": "a server's answer",
     "kdcli.teachers.remote.wire": "a server's answer",
+    "kdcli.training.vllm": "a server's answer",
     "kdcli.teachers.remote.openai": "a column of the rows, checked when they were read",
     "kdcli.tasks.causal_lm.chat": "a column of the rows, checked when they were read",
     "kdcli.tasks.causal_lm.conversations": "a column of the rows, checked when they were read",

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 from kdcli.config.dataset import Dataset
-from kdcli.config.schema import Rollout
+from kdcli.config.rollout import Rollout
 from kdcli.config.types import (
     Copies,
     Count,

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from kdcli.config.dataset import Dataset
-from kdcli.config.schema import Distill, Rollout
+from kdcli.config.rollout import Rollout
+from kdcli.config.schema import Distill
 from kdcli.errors import ConfigError, TeacherError
 from kdcli.models.checkpoint import Checkpoint
 from kdcli.tasks.base import Task

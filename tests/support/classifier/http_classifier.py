@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kdcli.config.schema import Rollout
+from kdcli.config.rollout import Rollout
 from kdcli.config.types import Threads
 from kdcli.files import cache_dir
 from kdcli.signals import AnySignal, Signal

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 from support.commands import naming
 
-from kdcli.config.schema import Filter
+from kdcli.config.rollout import Filter
 from kdcli.data.filters import filter_completions, own_function
 from kdcli.errors import ConfigError
 

@@ -13,7 +13,8 @@ from accelerate import PartialState
 from pydantic import BaseModel
 
 from kdcli.config.check import check
-from kdcli.config.schema import Distill, NewTranslator, Rollout
+from kdcli.config.rollout import Rollout
+from kdcli.config.schema import Distill, NewTranslator
 from kdcli.config.types import Section
 from kdcli.data.dataset import Data
 from kdcli.models.checkpoint import Checkpoint
@@ -120,7 +121,7 @@ ELSEWHERE: dict[str, str] = {
     "teacher.trainer.report_to": "it changes where it is logged",
     "dataset.augment.batch_size": "it changes memory, not the result",
     **dict.fromkeys(
-        ("rollout.on_policy_fraction", "rollout.buffer"), "it is for completions of the student, which are not shared between runs"
+        ("rollout.on_policy_fraction", "rollout.buffer", "rollout.engine", "rollout.gpu_memory_fraction"), "it is for completions of the student, which are not shared between runs"
     ),
     "rollout.keep_fraction": "it selects from the stored completions",
     "rollout.answers": "each completion of a prompt has its own seed, which is in the key",

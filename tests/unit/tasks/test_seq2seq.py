@@ -14,7 +14,7 @@ from support.commands import naming, require_words
 from support.tiny import pairs
 from support.translators import CODES, lay_out
 
-from kdcli.config.schema import Rollout
+from kdcli.config.rollout import Rollout
 from kdcli.errors import ConfigError, DataError
 from kdcli.evaluation.compare import gain, gain_over_seeds, resampled
 from kdcli.generation import Reply, decoded, translate

@@ -11,7 +11,7 @@ import pytest
 from support.commands import ColdCache, naming
 
 from kdcli.config.dataset import Dataset
-from kdcli.config.schema import Rollout
+from kdcli.config.rollout import Rollout
 from kdcli.errors import TeacherError
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.classification.task import Classification
