@@ -175,8 +175,10 @@ class Layerwise:
                 self.model._init_weights(module)
 
     def _stored_weight(self, name: str) -> nn.Parameter:
-        """Return the weight of a module, or the one that it is tied to, of which the checkpoint has a tensor."""
+        """Return the weight of a module, or if the checkpoint has no tensor of it the one that it is tied to."""
         ties, own = self.model.all_tied_weights_keys, f"{name}.weight"
+        if own not in self.missing:
+            return self.model.get_parameter(own)
         group = {own, ties.get(own, own)}
         group |= {key for pair in ties.items() if group & set(pair) for key in pair}
         stored = next((key for key in sorted(group) if key not in self.missing), own)

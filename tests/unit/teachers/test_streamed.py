@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 import torch
 import transformers as of
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from support.commands import naming
 from support.decoders import VOCABULARY, tiny_model
 from support.tiny import full_disk, speller
@@ -195,6 +197,19 @@ def require_same_store(source: Checkpoint, task: Task, rows: datasets.Dataset, f
 def test_a_streamed_decoder_stores_the_same_bytes(kind: str, tmp_path: Path) -> None:
     """Masks, positions, sliding windows or experts that are not those of the whole model: soft targets that are silently wrong."""
     require_same_store(decoder(tmp_path / "model", kind), CausalLM(), LANGUAGE, tmp_path)
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_output_embeddings_that_are_stored_beside_the_tied_ones(factor: float, tmp_path: Path) -> None:
+    """Other tools write tied weights twice: a pass ends in a traceback, or takes the one for the other where they differ (transformers then leaves
+    them untied)."""
+    source = decoder(tmp_path / "model", "qwen3")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tie_word_embeddings": True}))
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights["lm_head.weight"] = factor * weights["model.embed_tokens.weight"]
+    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    require_same_store(source, CausalLM(), LANGUAGE, tmp_path)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
