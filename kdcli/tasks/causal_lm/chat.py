@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from jinja2.exceptions import TemplateRuntimeError, TemplateSyntaxError, UndefinedError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -40,13 +41,15 @@ EMPTY = re.compile(r"\A\s*<think>\s*</think>\s*")
 """A thought that is begun, or that is empty, at the end of a prompt."""
 THOUGHT, END_OF_THOUGHT = "<think>\n", "\n</think>\n\n"
 TURNS, COUNTED, UNWEIGHTED = "turns", "counted turns", "turns of weight 0"
-ROLE, KEY = "role ", "key "
-"""The beginnings of notes on turns of a role, and of keys of turns, that the template does not write."""
+ROLE, KEY, TOKEN = "role ", "key ", "token "
+"""The beginnings of notes on turns of a role, and of keys of turns, that the template does not write; and on special tokens in contents."""
 NOTES = {
     "kept": "thoughts are learned that the chat template omits (dataset.thoughts=drop drops them)",
     "unthinking": "answers have no thought, which the generation prompt of the chat template begins: an empty one is learned",
     "thoughts": "the chat template omits thoughts of earlier turns (dataset.thoughts=all writes and learns them)",
     "contents": "the chat template omits contents beside a call",
+    "unended": "conversations have no end token that is learned: the student does not learn to stop. Let chat_template.jinja write eos_token behind an answer, "
+    "within {% generation %} if it marks answers",
 }
 
 
@@ -143,12 +146,38 @@ class Chat:
             text = self._example("x" + ANSWER, ANSWER, "y")
         except DataError:  # of a user's turn without an answer
             return self.closing
-        _, of_user, of_answer = text.split(ANSWER)
+        if len(parts := text.split(ANSWER)) != 3:  # it does not write all turns
+            return self.closing
+        _, of_user, of_answer = parts
         own, last, user = map(self._pieces, (of_answer, self.closing, of_user))
         shared = own[: _shared(own, last)]
         if not shared and last and own[:1] == user[:1]:
             shared = own[:1]
         return "".join(shared).rstrip()
+
+    @cached_property
+    def begin_tokens(self) -> list[str]:
+        """The token with which the template begins a conversation; empty: it writes none."""
+        begin = self.tokenizer.bos_token
+        return [begin] if begin and self._example("x", ANSWER).startswith(begin) else []
+
+    @cached_property
+    def end_tokens(self) -> list[str]:
+        """The special tokens with which the template closes turns of the assistant."""
+        pieces = [*self._pieces(self.inner_closing), *self._pieces(self.closing)]
+        return [piece for piece in dict.fromkeys(pieces) if piece in self._special]
+
+    @cached_property
+    def _special(self) -> set[str]:
+        """The special tokens of the tokenizer."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        return {str(token) for token in added if token.special} | {*self.tokenizer.all_special_tokens}
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        """The pattern of a special token."""
+        tokens = sorted(filter(None, self._special), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
     @cached_property
     def header(self) -> str:
@@ -232,10 +261,16 @@ class Chat:
         counted = [
             (position, *spans[index])
             for position, index in enumerate(answers)
-            if index in spans and is_learned(stored[index])
+            if index in spans
+            and is_learned(stored[index])
+            and _follows(stored, index, text[: spans[index][0]])
         ]
         notes[TURNS], notes[COUNTED] = len(answers), len(counted)
         notes[UNWEIGHTED] = sum(not is_learned(stored[index]) for index in answers)
+        learned = text[counted[-1][1] : counted[-1][2]] if counted else ""
+        notes["unended"] = int(bool(counted) and not any(token in learned for token in self.end_tokens))
+        for token in {token for turn in stored for token in self._pattern.findall(turn["content"])}:
+            notes[TOKEN + token] = 1
         _note_unwritten(stored, ready, text, notes)
         return Rendered(text, counted, notes)
 
@@ -474,12 +509,23 @@ def _note_unwritten(stored: Turns, ready: Turns, text: str, notes: Counter[str])
     for turn, message in zip(stored, ready, strict=True):
         content = turn["content"].strip()
         if turn["role"] != "assistant":
-            if content not in text and json.dumps(content)[1:-1] not in text:
+            if not _is_written(content, text):
                 notes[ROLE + turn["role"]] += 1
             continue
         answer = (split_thought(content) or ("", content))[1].strip()
         notes["contents"] += "tool_calls" in message and answer not in text
         notes["thoughts"] += message is not ready[-1] and _thought(message) not in text
+
+
+def _is_written(content: str, text: str) -> bool:
+    """Return whether a text holds a content, as it is or in JSON."""
+    return content in text or json.dumps(content)[1:-1] in text
+
+
+def _follows(turns: Turns, index: int, text: str) -> bool:
+    """Return whether the text before an answer holds the turn of the user that it answers."""
+    previous = turns[index - 1] if index else None
+    return previous is None or previous["role"] != "user" or _is_written(previous["content"].strip(), text)
 
 
 def _another_beginning(prompt: str, text: str) -> DataError:
@@ -511,6 +557,13 @@ def _dated(template: str) -> str:
     return _TODAY + template if "strftime_now" in template else template
 
 
+def _is_damaged(error: Exception) -> bool:
+    """Return whether a template cannot be compiled, or uses a filter or a name that does not exist, whatever the conversation."""
+    if isinstance(error, UndefinedError):
+        return str(error).endswith(" is undefined")
+    return isinstance(error, TemplateSyntaxError) or type(error) is TemplateRuntimeError
+
+
 def apply_template(
     tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, Any]], **options: Any
 ) -> str:
@@ -530,7 +583,9 @@ def apply_template(
             return str(own.apply_chat_template(turns, chat_template=template, tokenize=False, **options))
     except Exception as error:  # jinja2 raises what the template raises
         roles = listed(turn["role"] for turn in turns) or "no turns"
-        raise DataError(
-            f"the chat template refuses a conversation of {roles}: {error}; remove the turns that it does not accept (of the system, "
-            "for example), or use a model whose template accepts them"
-        ) from None
+        remedy = (
+            "the template is damaged: repair chat_template.jinja (or the key chat_template of tokenizer_config.json), or use another model"
+            if _is_damaged(error)
+            else "remove the turns that it does not accept (of the system, for example), or use a model whose template accepts them"
+        )
+        raise DataError(f"the chat template refuses a conversation of {roles}: {error}; {remedy}") from None

@@ -28,22 +28,14 @@ from kdcli.prompts import append_nothing, appended
 from kdcli.signals import HiddenSignal
 from kdcli.tasks.base import Predictions
 from kdcli.tasks.causal_lm.alignment import NOWHERE, SPAN, counted_starts, token_starts
-from kdcli.tasks.causal_lm.chat import (
-    COUNTED,
-    KEY,
-    NOTES,
-    ROLE,
-    TURNS,
-    UNWEIGHTED,
-    Chat,
-    Rendered,
-    last_answer,
-)
+from kdcli.tasks.causal_lm.chat import Chat, Rendered, last_answer
 from kdcli.tasks.causal_lm.checks import contradicting_completions, require_causal, require_separation
 from kdcli.tasks.causal_lm.conversations import shown_turn
+from kdcli.tasks.causal_lm.notes import log_notes, refusal
 from kdcli.tasks.causal_lm.presentation import PRESENTATION
 from kdcli.tasks.causal_lm.rows import CausalLMRows
 from kdcli.tasks.causal_lm.spec import SPEC
+from kdcli.tasks.causal_lm.special_tokens import without_repeated_tokens
 from kdcli.tasks.causal_lm.trivial import BigramModel
 from kdcli.tasks.encoded import Encoded, padded
 from kdcli.tasks.language_model import LanguageModel, before_head, tokenize
@@ -78,15 +70,25 @@ class CausalLM(LanguageModel):
     auto = "AutoModelForCausalLM"
     packs = False
     """Whether rows hold several documents; set by `prepare`."""
+    drops_refused = False
+    """Whether `prepare` drops the conversations that the chat template refuses (`dataset.bad_rows=drop`)."""
+    refused = 0
+    """The number of rows that `prepare` has dropped for that."""
     writes = True
     scores_untrained = True
 
     @classmethod
     def from_config(cls, cfg: DatasetConfig, labels: Sequence[str]) -> Self:
-        """Return the task for a data set, with its rule for long rows."""
+        """Return the task for a data set, with its rules for long and for refused rows."""
         task = super().from_config(cfg, labels)
         task.truncation = cfg.truncation or "cut"
+        task.drops_refused = cfg.bad_rows == "drop"
         return task
+
+    def __init__(self, labels: Sequence[str] = (), chat: bool = False):
+        super().__init__(labels, chat)
+        self.removed: Counter[str] = Counter()
+        """The number of rows from which `prepare` has removed a special token, by the token."""
 
     def supports_architecture(self, architecture: type[PreTrainedConfig]) -> bool:
         """Return whether transformers has a decoder of this architecture, which is none for masked LM (BERT, RoBERTa): those attend to the token to predict."""
@@ -111,13 +113,19 @@ class CausalLM(LanguageModel):
     ) -> datasets.Dataset:
         """Pack plain text into rows of at most `max_length` tokens: long documents are cut, short ones share a row. Rows that were packed
         with another tokenizer are cut further if they are longer with this one. Conversations and completions that are too
-        long are dropped or refused, unless `truncation` is cut.
+        long are dropped or refused, unless `truncation` is cut. Special tokens that are written around a text anyway are removed from it.
 
         Raises:
             ConfigError: rows of `max_length` tokens have no position that counts.
             DataError: rows are too long, or all are dropped.
         """
         self.chat = self.chat or "messages" in rows.column_names
+        is_chat = self.chat and not {"text", "texts"} & {*rows.column_names}
+        if is_chat:
+            Chat(tokenizer).require()
+            rows = self._accepted(tokenizer, rows) if self.drops_refused else rows
+        rows, removed = without_repeated_tokens(rows, tokenizer, is_chat)
+        self.removed += removed
         if "text" in rows.column_names:
             groups = [[(text, True) for text in rows["text"][:]]]
         elif "texts" in rows.column_names:
@@ -153,6 +161,33 @@ class CausalLM(LanguageModel):
             [{"id": digest(part["texts"], part["ends"])[:32], **part} for part in packed]
         )
 
+    def _accepted(self, tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset) -> datasets.Dataset:
+        """Drop the conversations that the chat template refuses, and count them.
+
+        Raises:
+            DataError: it refuses all.
+        """
+        turns = self._conversations(rows) or []
+        rendered = self._render(tokenizer, rows, turns, [True] * len(turns), generated=False)
+        accepted = [index for index, each in enumerate(rendered) if isinstance(each, Rendered)]
+        if len(accepted) == len(turns):
+            return rows
+        if not accepted:
+            raise refusal(rows, turns, rendered)
+        self.refused += len(turns) - len(accepted)
+        logger.log(
+            log_level(len(turns) - len(accepted), len(turns)),
+            "%d of %d rows are dropped, because the chat template refuses them (dataset.bad_rows=drop)",
+            len(turns) - len(accepted),
+            len(turns),
+        )
+        return rows.select(accepted)
+
+    def dataset_summary(self, cfg: DatasetConfig, dropped: Mapping[str, int]) -> dict[str, Any]:
+        """Add the number of rows that the chat template refuses."""
+        refused = {"refused by the chat template": self.refused} if self.refused else {}
+        return super().dataset_summary(cfg, {**dropped, **refused})
+
     def _short(
         self, tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset, max_length: int
     ) -> datasets.Dataset:
@@ -185,7 +220,10 @@ class CausalLM(LanguageModel):
         written = "ends" in rows.column_names
         ends = rows["ends"][:] if written else [True] * len(rows)
         if turns is not None:
-            rendered = self._render(tokenizer, rows, turns, ends, written)
+            either = self._render(tokenizer, rows, turns, ends, written)
+            rendered = [each for each in either if isinstance(each, Rendered)]
+            if len(rendered) < len(either):
+                raise refusal(rows, turns, either)
         else:
             rendered = [
                 Rendered(prompt + completion, [(0, len(prompt), len(prompt + completion))], Counter())
@@ -243,20 +281,15 @@ class CausalLM(LanguageModel):
         turns: Sequence[list[dict[str, str]]],
         ends: Sequence[bool],
         generated: bool,
-    ) -> list[Rendered]:
-        """Return the conversations as the chat template renders them.
-
-        Raises:
-            DataError: with the row of which the template refuses the conversation.
-        """
-        chat, rendered = Chat(tokenizer), []
+    ) -> list[Rendered | DataError]:
+        """Return the conversations as the chat template renders them, or the error of one that it refuses."""
+        chat, rendered = Chat(tokenizer), list[Rendered | DataError]()
         chat.require()
-        for name, conversation, tools, end in zip(rows["id"][:], turns, self._tools(rows), ends, strict=True):
+        for conversation, tools, end in zip(turns, self._tools(rows), ends, strict=True):
             try:
                 rendered.append(chat.render(conversation, tools, end, generated))
             except DataError as error:
-                first = conversation[0]["content"][:60]
-                raise DataError(f"row {name} ({first!r}): {error.message}") from None
+                rendered.append(error)
         return rendered
 
     def _encode_texts(self, tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int) -> Encoded:
@@ -440,9 +473,14 @@ class CausalLM(LanguageModel):
                 require_room(cfg.measure, config)
 
     def warn_of_truncation(self, encoded: Encoded, max_length: int) -> None:
-        """Log how many turns and tokens count. Warn if completions are truncated: their ends are not learned."""
+        """Log how many turns and tokens count, and which special tokens were removed. Warn if completions are truncated: their ends are not learned."""
+        if self.removed:
+            logger.info(
+                "special tokens at the edges of texts are removed, because the tokenizer or the chat template writes them: %s",
+                listed(f"{token} ({rows:,} rows)" for token, rows in self.removed.items()),
+            )
         if encoded.notes:
-            self._log_counted(encoded)
+            log_notes(encoded.notes, int(self.targets(encoded)[1].sum()), int(encoded.offsets[-1]))
         if not self.packs and (full := int((np.diff(encoded.offsets) >= max_length).sum())):
             logger.log(
                 log_level(full, len(encoded)),
@@ -450,36 +488,6 @@ class CausalLM(LanguageModel):
                 "learned; raise it, or drop longer rows (dataset.truncation=drop)",
                 full, len(encoded), max_length,
             )  # fmt: skip
-
-    def _log_counted(self, encoded: Encoded) -> None:
-        """Log how many turns and tokens count, and what the chat template omits."""
-        notes, (_, counts) = encoded.notes, self.targets(encoded)
-        turns, counted, unweighted = (notes.get(name, 0) for name in (TURNS, COUNTED, UNWEIGHTED))
-        weights = f" ({unweighted:,} have the weight 0)" if unweighted else ""
-        logger.info(
-            "training rows: %s of %s turns of the assistant count%s, %s of %s tokens",
-            f"{counted:,}", f"{turns:,}", weights, f"{counts.sum():,}", f"{encoded.offsets[-1]:,}",
-        )  # fmt: skip
-        if missing := turns - counted - unweighted:
-            logger.warning(
-                "%d of %d turns of the assistant do not count: the chat template does not mark them, or does not write them so that they can be "
-                "found; use a template that marks them ({%% generation %%})",
-                missing,
-                turns,
-            )
-        for name, count in notes.items():
-            if count and name in NOTES:
-                logger.warning("%d %s", count, NOTES[name])
-            elif count and name.startswith(ROLE):
-                logger.warning(
-                    "the chat template omits %d turns of the role %s",
-                    count,
-                    name.removeprefix(ROLE),
-                )
-        if keys := sorted(
-            name.removeprefix(KEY) for name, count in notes.items() if count and name.startswith(KEY)
-        ):
-            logger.info("the chat template does not write these keys of turns: %s", listed(keys))
 
     def generate_samples(
         self,

@@ -8,11 +8,12 @@ import pytest
 import torch
 from support.commands import naming, require_words
 from support.tiny import CHAT, decoder, exchanges, speller
-from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from kdcli import signals as signal
+from kdcli.config.dataset import Dataset
 from kdcli.errors import DataError
 from kdcli.generation import Reply, continued
 from kdcli.losses.forward_kl import ForwardKL
@@ -184,3 +185,65 @@ def test_an_answer_keeps_the_space_that_it_begins_with() -> None:
     prompt, answer = ids[labels == IGNORE].tolist(), ids[labels != IGNORE].tolist()
     assert continued(tokenizer, [prompt], [answer]) == [given["completion"]]
     assert continued(tokenizer, [[]], [answer]) == ["it was good, the film"]
+
+
+ALTERNATING = (
+    "{% for turn in messages %}{% if (turn['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('must alternate') }}{% endif %}{% endfor %}"
+    + CHAT
+)
+TALK = [{"role": "user", "content": "the film:"}, {"role": "assistant", "content": "good"}]
+
+
+def test_conversations_that_the_template_refuses_are_dropped_or_counted() -> None:
+    """One conversation that a template refuses stops the run although bad_rows=drop, or its user finds the refused rows one at a time."""
+    rows = datasets.Dataset.from_list(
+        [{"id": str(index), "messages": TALK[:1] * (index % 3 == 0) + TALK} for index in range(6)]
+    )
+    tokenizer, task = speller(ALTERNATING), CausalLM(chat=True)
+    with pytest.raises(DataError, match=naming("row 0", "must alternate", "2 of 6", "dataset.bad_rows=drop")):
+        task.encode(tokenizer, task.prepare(rows, tokenizer, 64), 64)
+    dropping = CausalLM.from_config(Dataset(path="x", messages="messages", bad_rows="drop"), [])
+    assert dropping.prepare(rows, tokenizer, 64)["id"] == ["1", "2", "4", "5"]
+    assert dropping.dataset_summary(Dataset(path="x", messages="messages"), {})["dropped"] == {
+        "refused by the chat template": 2
+    }
+    with pytest.raises(DataError, match=naming("must alternate", "2 of 2")):
+        dropping.prepare(rows.select([0, 3]), tokenizer, 64)
+
+
+def begins_with(token: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that writes this token before a text, and a chat template that writes it before a conversation."""
+    made = speller("{{ bos_token }}" + CHAT)
+    made.add_special_tokens({"bos_token": token})
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{token} $A", special_tokens=[(token, made.bos_token_id)]
+    )
+    return made
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "<s> the film:", "completion": " good <|end|>"}, "<s>the film: good<|end|>"),
+        ({"prompt": "the<|end|>", "completion": " good"}, "<s>the<|end|> good<|end|>"),
+        ({"text": "<s>good<|end|>"}, "<s>good<|end|>"),
+        (
+            {"messages": [{"role": "user", "content": "<s>so:"}, {"role": "assistant", "content": "good<|end|>"}]},
+            "<s><|user|>so:<|end|>\n<|assistant|>good<|end|>",
+        ),
+    ],
+)  # fmt: skip
+def test_special_tokens_in_the_data_are_not_doubled(
+    row: dict[str, object], expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The student learns an end token twice, or reads a begin token twice, because the data hold what the tokenizer writes."""
+    tokenizer, task = begins_with("<s>"), CausalLM()
+    rows = task.prepare(datasets.Dataset.from_list([{"id": "a", **row}]), tokenizer, 64)
+    encoded = task.encode(tokenizer, rows, 64)
+    assert tokenizer.decode(encoded.columns["input_ids"]) == expected
+    changed = "<|end|> good" not in expected
+    assert (rows["id"][0] != "a") == changed or "text" in row
+    with caplog.at_level("INFO"):
+        task.warn_of_truncation(encoded, 64)
+    assert ("<|end|> (1 rows)" in caplog.text) == changed
+    assert task.prepare(rows, tokenizer, 64)[:] == rows[:]

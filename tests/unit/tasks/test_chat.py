@@ -64,6 +64,7 @@ WITH_CALLS = CHAT.replace(
     1,
 )
 """As DeepSeek-V3's: the arguments of a call are JSON."""
+LAST_TWO = CHAT.replace("in messages", "in messages[-2:]")
 WITH_TOOLS = "{% if tools %}<|system|>{{ tools | tojson }}<|end|>\n{% endif %}" + CHAT
 
 TEMPLATES = {
@@ -77,6 +78,7 @@ TEMPLATES = {
     "marks of the last turn": LAST_MARKED,
     "contents as parts (Idefics, LLaVA)": PARTS,
     "arguments of calls as JSON (DeepSeek-V3)": WITH_CALLS,
+    "the last exchange alone": LAST_TWO,
 }
 """The rows of the page, by their first cells."""
 
@@ -115,6 +117,7 @@ WROTE = 'a1<call>look:{"of": "song"}</call><|end|>'
         ('marks ({% generation %})', TWICE, ["a1<|end|>", "a2<|end|>"]),
         ('marks of the last turn', TWICE, ["a2<|end|>"]),
         ('contents as parts (Idefics, LLaVA)', TWICE, ["a1<|end|>", "a2<|end|>"]),
+        ('the last exchange alone', TWICE, ["a2<|end|>"]),
         ('arguments of calls as JSON (DeepSeek-V3)', CALLED, [WROTE, "a2<|end|>"]),
         ('all turns alike (ChatML, Llama 3, Gemma)', [USER, {**ONE, "weight": 0}, OTHER, {**TWO, "weight": 1}], ["a2<|end|>"]),
         ('all turns alike (ChatML, Llama 3, Gemma)', [USER, ONE, OTHER, {**TWO, "train": False}], ["a1<|end|>"]),
@@ -195,6 +198,7 @@ REFUSED: list[tuple[str, str, Talk, str | None, tuple[str, ...]]] = [
     ("an empty thought in the generation prompt, and thoughts in the data", FORGETS.replace("<think>\n{%", "<think>\n\n</think>\n\n{%"), THINKING, None, ("dataset.thoughts=drop",)),
     ("marks of nothing", MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "{% generation %}{% endgeneration %}"), TWICE, None, ("{% generation %}", "marks nothing", "chat_template.jinja")),
     ("a role that the template refuses", "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system') }}{% endif %}" + CHAT, [SYSTEM, *TWICE], None, ("system, user", "No system", "remove the turns")),
+    ("a damaged template", "{{ m.content }" + CHAT, TWICE, None, ("damaged", "repair", "chat_template.jinja")),
 ]  # fmt: skip
 
 
@@ -293,3 +297,43 @@ def test_a_chat_template_that_does_not_end_is_refused(source: str) -> None:
     with pytest.raises(DataError, match="chat template"):
         apply_template(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
     assert time.process_time() - began < 10
+
+
+@pytest.mark.parametrize("broken", ["{{ messages | frobnicate }}", "{{ lost.name }}"])
+def test_a_damaged_template_is_to_be_repaired(broken: str) -> None:
+    """A user removes turns from data that are sound, because the message names them in place of the template."""
+    with pytest.raises(DataError, match=naming("damaged", "repair", "chat_template.jinja")):
+        render(broken + CHAT, TWICE)
+
+
+@pytest.mark.parametrize(
+    ("template", "unended"),
+    [
+        (CHAT, 0),
+        (MARKED, 0),
+        (END_OF_TEXT, 0),
+        (CHAT.replace("<|end|>", ""), 1),
+        (MARKED.replace("<|end|>{% endgeneration %}", "{% endgeneration %}<|end|>"), 1),
+    ],
+)
+def test_a_template_without_an_end_token_is_told(
+    template: str, unended: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A student that never stops is trained in silence."""
+    assert render(template, TWICE).notes["unended"] == unended
+    task, made = CausalLM(chat=True), tokenizer(template)
+    rows = datasets.Dataset.from_list([{"id": "a", "messages": read_turns(TWICE, "row 1")}])
+    task.warn_of_truncation(task.encode(made, rows, 128), 128)
+    assert ("eos_token" in caplog.text) == bool(unended)
+
+
+def test_special_tokens_in_contents_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """The student learns an end token in the middle of an answer, and nobody is told."""
+    task, made = CausalLM(chat=True), tokenizer(CHAT)
+    turns = [USER, {**ONE, "content": "it <|end|> was <|end|> good"}, OTHER, TWO]
+    rows = datasets.Dataset.from_list([{"id": "a", "messages": read_turns(turns, "row 1")}])
+    encoded = task.encode(made, rows, 128)
+    assert encoded.notes["token <|end|>"] == 1
+    task.warn_of_truncation(encoded, 128)
+    require_words(caplog.text, "1 conversations", "<|end|>", "dataset.replace")
+    assert not any(name.startswith("token ") for name in render(CHAT, TWICE).notes)
