@@ -9,7 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.errors import DataError, listed, shown, suggest
 from kdcli.files import as_json
 from kdcli.tasks.labels import INTEGER, alike, require_label_name
+from kdcli.tasks.pairs import MAPPING, keys_of_pairs
 
 logger = logging.getLogger(__name__)
 IGNORE = -100
@@ -25,6 +26,8 @@ MANY = 0.1
 """The share of the rows above which dropping or truncating them is a warning."""
 _WORDS, _TAGS = ("tokens", "words"), ("ner_tags", "tags", "ner", "spans", "entities")
 """The usual names of the columns of words with tags, for messages."""
+_TEXT_KEYS = ("content", "text", "value")
+"""The usual keys of the text in a mapping."""
 _HALF = re.compile(r"[\ud800-\udfff]")
 SPLIT_COLUMNS = (
     "split",
@@ -186,12 +189,24 @@ class RowSchema(ABC):
             f"name them with {self.keys}"
             + " (COLUMN.KEY for a value in a mapping, COLUMN.0 for one in a list)" * nested
         )
+        remedy = "; ".join([remedy, *self._other_readings(columns, nested)])
+        if not nested and any(_is_within(column, columns) for column in self.columns):
+            remedy += "; a value in a mapping is read from jsonl and parquet files: write one of them"
+        return remedy
+
+    def _other_readings(self, columns: list[str], nested: bool) -> Iterator[str]:
+        """Yield what the columns hold by their names, if the schema does not read it, with the keys that read it."""
         if talk := sorted({"messages", "conversations"} & {*columns} - {*self.columns}):
-            remedy += f"; conversations are read with dataset.messages={talk[0]}"
+            yield f"conversations are read with dataset.messages={talk[0]}"
         words, tags = ([name for name in columns if name in names] for names in (_WORDS, _TAGS))
         if words and tags and not {*words, *tags} & {*self.columns}:
-            remedy += f"; words with tags are read with dataset.words={words[0]} dataset.tags={tags[0]}"
-        return remedy
+            yield f"words with tags are read with dataset.words={words[0]} dataset.tags={tags[0]}"
+        for pair in keys_of_pairs(columns):
+            if not {*pair.values()} & {*self.columns}:
+                yield f"pairs are read with {' '.join(f'dataset.{key}={column}' for key, column in pair.items())}"
+        if nested and MAPPING in columns:
+            first, second = self.cfg.source or "LANGUAGE", self.cfg.target or "LANGUAGE"
+            yield f"pairs in a mapping are read with dataset.source={MAPPING}.{first} dataset.target={MAPPING}.{second}"
 
     def column_paths(self, columns: list[str], name: str, nested: bool = False) -> list[list[str]]:
         """Return the path of keys to each column of the schema.
@@ -208,8 +223,11 @@ class RowSchema(ABC):
         for column in self.columns:
             path = column.split(".") if nested and column not in columns else [column]
             if path[0] not in columns:
+                is_default = column in (DatasetConfig.model_fields[key].default for key in ("text", "label"))
+                is_other = is_default and any(self._other_readings(columns, nested))
+                similar = "" if is_other or _is_within(column, columns) else suggest(column, columns)
                 raise DataError(
-                    f"{name} has no column {shown(column)}{suggest(column, columns)} (columns: {listed(columns)}); {self._remedy(columns, nested)}"
+                    f"{name} has no column {shown(column)}{similar} (columns: {listed(columns)}); {self._remedy(columns, nested)}"
                 )
             if columns.count(path[0]) > 1:
                 raise DataError(
@@ -346,14 +364,30 @@ class LabelledRows(RowSchema):
             )
 
 
+def _is_within(column: str, columns: Sequence[str]) -> bool:
+    """Return whether a name is that of a value in one of the columns: COLUMN.KEY."""
+    outer, dot, _ = column.partition(".")
+    return bool(dot) and outer in columns
+
+
 def log_level(affected: int, rows: int) -> int:
     """Return the level at which to tell that some rows are dropped or truncated: a warning if they are more than `MANY`."""
     return logging.WARNING if affected / max(1, rows) > MANY else logging.INFO
 
 
-def require_text(value: Any, what: str, where: str) -> str:
+def require_text(value: Any, what: str, where: str, in_turn: bool = False) -> str:
+    """Return a value, which must be a text that is not empty.
+
+    Args:
+        what: the name of the value, for messages.
+        in_turn: it is in a turn of a conversation, whose keys have no names in the config.
+
+    Raises:
+        DataError: with a message that begins with `where`.
+    """
     if not isinstance(value, str):
-        raise DataError(f"{where}: {what} is {shown(value)}, not a string{_inner_remedy(value)}")
+        remedy = "" if in_turn else _inner_remedy(value)
+        raise DataError(f"{where}: {what} is {shown(value)}, not a string{remedy}")
     if not value.strip():
         raise DataError(f"{where}: {what} is empty; remove the row, or fill it")
     if not value.isascii() and _HALF.search(value):
@@ -362,10 +396,14 @@ def require_text(value: Any, what: str, where: str) -> str:
 
 
 def _inner_remedy(value: Any) -> str:
-    """Return how to name the text that a mapping or a list holds; empty: it holds none."""
+    """Return how to name the texts that a mapping or a list holds; empty: it holds none."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    paths = [key for key, each in inner if isinstance(each, str) and each.strip()]
-    return f"; what it holds is named by COLUMN.{paths[0]} in place of COLUMN" if paths else ""
+    texts = {key: each for key, each in inner if isinstance(each, str) and each.strip()}
+    if isinstance(value, list) and len(texts) > 1 and not any(" " in text.strip() for text in texts.values()):
+        return "; if it is a text in words, join them with spaces"
+    usual = [key for key in _TEXT_KEYS if key in texts]
+    paths = [f"COLUMN.{key}" for key in usual or texts]
+    return f"; what it holds is named by {' or '.join(paths[:3])} in place of COLUMN" if paths else ""
 
 
 def require_list(value: Any, what: str, where: str) -> list[Any]:

@@ -6,16 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdcli.config.tasks import FolderFormat, TaskSpec
+from kdcli.tasks.pairs import PROMPTS
 
 if TYPE_CHECKING:
     from kdcli.config.dataset import Dataset
     from kdcli.tasks.columns import Column, Fit
-COLUMNS = (
-    ("prompt", "completion"), ("prompt", "response"), ("prompt", "answer"), ("prompt", "output"), ("prompt", "chosen"),
-    ("instruction", "output"), ("instruction", "response"), ("instruction", "completion"), ("question", "answer"),
-    ("question", "response"), ("input", "output"),
-)  # fmt: skip
-"""The usual names of the columns of prompts and completions."""
 
 
 class CausalLMSpec(TaskSpec):
@@ -61,7 +56,7 @@ class CausalLMSpec(TaskSpec):
             texts = prompt.is_text and completion.is_text and not completion.looks_like_labels
             return texts or prompt.is_turns or completion.is_turns
 
-        pair = usual_pair(columns, COLUMNS, are_turns)
+        pair = usual_pair(columns, PROMPTS, are_turns)
         if pair is not None:
             yield Fit({"prompt": pair[0], "completion": pair[1]})
         for column in columns:

@@ -7,15 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdcli.config.paths import conf_dir
 from kdcli.config.tasks import FolderFormat, TaskSpec
+from kdcli.tasks.pairs import SOURCES
 
 if TYPE_CHECKING:
     from kdcli.config.dataset import Dataset
     from kdcli.tasks.columns import Column, Fit
-COLUMNS = (
-    ("source", "target"), ("src", "tgt"), ("src", "trg"), ("source_text", "target_text"), ("input_text", "target_text"),
-    ("article", "summary"), ("article", "highlights"), ("document", "summary"), ("dialogue", "summary"), ("text", "summary"),
-)  # fmt: skip
-"""The usual names of the columns of sources and targets."""
 _PAIRS = ("source", "target", "source_language", "target_language", "prefix", "clean")
 
 
@@ -59,7 +55,7 @@ class Seq2SeqSpec(TaskSpec):
         def are_texts(source: Column, target: Column) -> bool:
             return source.is_text and target.is_text and not target.looks_like_labels
 
-        if pair := usual_pair(columns, COLUMNS, are_texts):
+        if pair := usual_pair(columns, SOURCES, are_texts):
             yield Fit({"source": pair[0], "target": pair[1]})
         languages = [column.name for column in columns if LANGUAGE.fullmatch(column.name) and column.is_text]
         if len(languages) == 2 and "id" not in languages:

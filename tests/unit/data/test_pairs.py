@@ -213,6 +213,18 @@ def test_nested_columns_that_are_refused(
     require_words(refused(path, source=columns[0], target=columns[1]), "a.jsonl", *words)
 
 
+def test_the_key_within_a_mapping_is_named(tmp_path: Path) -> None:
+    """A user of OPUS's files is told that there is no column en, or, of a csv file, to take the mapping for both texts."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"translation": {"en": "x", "de": "y"}}))
+    require_words(refused(path), "dataset.source=translation.en dataset.target=translation.de")
+    path = tmp_path / "a.csv"
+    path.write_text("translation\n\"{'en': 'x', 'de': 'y'}\"\n")
+    message = refused(path, source="translation.en", target="translation.de")
+    require_words(message, "no column 'translation.en'", "jsonl", "parquet")
+    assert "did you mean" not in message
+
+
 def test_files_without_a_header(tmp_path: Path) -> None:
     """The first pair taken for the columns' names; a third column that shifts the second; a header that is learnt."""
     path = tmp_path / "a.tsv"
