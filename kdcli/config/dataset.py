@@ -141,10 +141,25 @@ class Dataset(Section):
     count, but those with the weight 0."""
     chat: bool = False
     """Prompt and completion are a turn of the user and of the assistant, rendered by the chat template of the model."""
-    context: list[Literal["tools", "system", "history", "input"]] | None = None
+    context: (
+        list[
+            Literal[
+                "tools",
+                "functions",
+                "system",
+                "system_prompt",
+                "systemInstruction",
+                "system_instruction",
+                "history",
+                "input",
+                "context",
+            ]
+        ]
+        | None
+    ) = None
     """causal_lm: the further columns that belong to a conversation, where the data has them: `tools` (or functions), `system` (or
-    system_prompt), `history` (pairs of earlier turns), and `input` (or context), which follows the prompt. null: all of them, and `input` if
-    `prompt` is called instruction (Alpaca, Dolly); []: none."""
+    system_prompt), `history` (pairs of earlier turns), and `input` (or context), which follows the prompt. tools, system and input also read
+    the columns with the other names. null: all of them, and `input` if `prompt` is called instruction (Alpaca, Dolly); []: none."""
     thoughts: Literal["template", "all", "drop"] = "template"
     """causal_lm: the reasoning of the assistant, in <think> tags or in a key of its own. template: as the chat template writes it, and that of
     the last turn also where the template leaves out that of earlier ones; all: that of every turn is written and learned; drop: none."""

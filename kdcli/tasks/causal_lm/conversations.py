@@ -331,18 +331,27 @@ def _turn(turn: Any, index: int, where: str) -> dict[str, str]:
         DataError: it has no role, or no text where it needs one.
     """
     what = f"message {index}"
-    if isinstance(turn, dict) and turn.keys() == _PLAIN and turn["role"] in ROLES:  # most turns are such
-        plain = turn["content"]
-        if isinstance(plain, str) and plain and not plain.isspace() and not _PARTS.match(plain):
+    if isinstance(turn, dict) and turn.keys() == _PLAIN:  # most turns are such
+        named, plain = turn["role"], turn["content"]
+        if (
+            isinstance(named, str)
+            and named in ROLES
+            and isinstance(plain, str)
+            and plain
+            and not plain.isspace()
+            and not _PARTS.match(plain)
+        ):
             return {
-                "role": ROLES[turn["role"]],
-                "content": require_text(plain, f"the content of {what}", where),
+                "role": ROLES[named],
+                "content": require_text(plain, f"the content of {what}", where, in_turn=True),
             }
     keys = _keys(turn) if isinstance(turn, Mapping) else None
     if keys is None:
         raise DataError(f"{where}: {what} is {shown(turn)}; expected {EXPECTED}")
     role_key, content_key = keys
-    named = require_text(turn[role_key], f"the {role_key} of {what}", where).strip()
+    author = turn[role_key]
+    given = author.get("role", author) if isinstance(author, Mapping) else author  # ChatGPT's exports nest it
+    named = require_text(given, f"the {role_key} of {what}", where, in_turn=True).strip()
     role = ROLES.get(named.casefold(), named)
     if role_key == content_key:  # {"user": "…"}
         more: dict[str, Any] = {}
@@ -364,7 +373,7 @@ def _turn(turn: Any, index: int, where: str) -> dict[str, str]:
     if not text.strip() and not (
         role in ("system", "tool") or (role == "assistant" and "tool_calls" in extra)
     ):
-        text = require_text(content, f"the {content_key} of {what}", where)
+        text = require_text(content, f"the {content_key} of {what}", where, in_turn=True)
     return with_extra({"role": role, "content": text if text.strip() else ""}, extra)
 
 
@@ -393,12 +402,12 @@ def _content(
     if content is None:
         if role == "assistant" and any(key in more for key in CALLS):
             return "", {}
-        content = require_text(content, what, where)
+        content = require_text(content, what, where, in_turn=True)
     if isinstance(content, str) and _PARTS.match(content):
         content = _decoded(content)
     if isinstance(content, str):
         if content.strip():
-            require_text(content, what, where)
+            require_text(content, what, where, in_turn=True)
         return content, {}
     if isinstance(content, Mapping) and "parts" in content:
         content = content["parts"]
@@ -438,7 +447,7 @@ def _more(more: Mapping[str, Any], what: str, where: str) -> dict[str, Any]:
     if calls:
         extra["tool_calls"] = calls
     if thought := next((more[key] for key in THOUGHTS if key in more), None):
-        extra[THOUGHTS[0]] = require_text(thought, f"the reasoning of {what}", where)
+        extra[THOUGHTS[0]] = require_text(thought, f"the reasoning of {what}", where, in_turn=True)
     for key in WEIGHTS:
         if key not in more:
             continue

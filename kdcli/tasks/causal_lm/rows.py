@@ -41,6 +41,8 @@ UNREAD = {
     "rating": "if it marks answers as good or bad, remove the bad ones",
 }
 """Columns of preference data that are not learned, for messages."""
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+"""Columns of pictures and sounds, which are not learned."""
 
 
 class Values(NamedTuple):
@@ -107,7 +109,7 @@ class CausalLMRows(RowSchema):
         if kind is None or (self.fields == ["messages"] and kind in ("history", "input")):
             return False
         if self.cfg.context is not None:
-            return kind in self.cfg.context
+            return kind in self.cfg.context or column in self.cfg.context
         return kind != "input" or self.cfg.prompt == INSTRUCTION
 
     def check(self, values: tuple[Any, ...], where: str) -> tuple[Any, ...]:
@@ -128,7 +130,10 @@ class CausalLMRows(RowSchema):
             turns = read_turns(given["messages"], where)
             return Values((), self._answered(_after(before, turns), where), tools)
         if self.fields == ["prompt", "completion"]:
-            prompt, completion = given["prompt"], given["completion"]
+            prompt, completion = (
+                [value] if isinstance(value, Mapping) and is_conversation([value]) else value
+                for value in (given["prompt"], given["completion"])
+            )
             if is_conversation(prompt) or (not isinstance(completion, str) and is_conversation(completion)):
                 turns = _joined(prompt, completion, where)
                 return Values((), self._answered(_after(before, turns), where), tools)
@@ -267,7 +272,23 @@ class CausalLMRows(RowSchema):
             )
         for column in [each for each in self.unread if each in UNREAD]:
             logger.info("%s: the column %s is not read (%s)", self.cfg.path, column, UNREAD[column])
-        if others := [each for each in self.unread if each not in UNREAD]:
+        if media := [each for each in self.unread if each in MEDIA]:
+            logger.warning(
+                "%s: pictures and sounds are not read (columns: %s), so that texts about them are learned without them; remove such rows, if "
+                "there are any",
+                self.cfg.path,
+                listed(media),
+            )
+        inputs = [each for each in self.unread if CONTEXT.get(each) == "input" and self.cfg.context is None]
+        if inputs and self.fields == ["prompt", "completion"]:
+            kinds = dict.fromkeys([*(CONTEXT[each] for each in self.context), "input"])
+            logger.warning(
+                "%s: the column %s is not read; if it is a part of the prompt, give dataset.context=[%s]",
+                self.cfg.path,
+                inputs[0],
+                ",".join(kinds),
+            )
+        if others := [each for each in self.unread if each not in (*UNREAD, *MEDIA, *inputs)]:
             logger.info("%s: columns that are not read: %s", self.cfg.path, listed(others))
 
 

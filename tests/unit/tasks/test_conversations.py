@@ -50,6 +50,10 @@ SHAPES: dict[str, tuple[Any, list[dict[str, Any]]]] = {
     'speaker and text': ([{"speaker": "human", "text": "q"}, {"speaker": "bot", "text": "a"}], PLAIN),
     'a key for each role in one object': ([{"assistant": "a", "system": None, "user": "q"}], PLAIN),
     'type and content (LangChain)': ([{"type": "human", "content": "q"}, {"type": "ai", "content": "a"}], PLAIN),
+    "author.role and content.parts (ChatGPT's export)": (
+        [{"author": {"role": name}, "content": {"content_type": "text", "parts": [text]}} for name, text in (("user", "q"), ("assistant", "a"))],
+        PLAIN,
+    ),
     'a list of texts': (["q", "a"], PLAIN),
     'content as parts of text': (
         [
@@ -263,6 +267,7 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]] = 
         {"prompt": [*PLAIN, PLAIN[0]], "completion": PLAIN[1:]}, {}, [PLAIN[0], UNLEARNED, *PLAIN],
     ),
     'turns as prompt, a text as completion': ({"prompt": PLAIN[:1], "completion": "a"}, {}, PLAIN),
+    'one turn as completion (OpenAI)': ({"prompt": PLAIN[:1], "completion": PLAIN[1]}, {}, PLAIN),
     'lists of turns as JSON': ({"prompt": json.dumps(PLAIN[:1]), "completion": json.dumps(PLAIN[1:])}, {}, PLAIN),
     'prompt, chosen and rejected (DPO)': ({"prompt": PLAIN[:1], "chosen": PLAIN[1:], "rejected": PLAIN[1:]}, {"completion": "chosen"}, PLAIN),
     'chosen is the whole conversation': ({"prompt": "q", "chosen": PLAIN, "rejected": PLAIN}, {"completion": "chosen"}, PLAIN),
@@ -360,6 +365,83 @@ def test_a_column_that_is_no_instruction(tmp_path: Path) -> None:
     assert pairs(tmp_path, {"talk": PLAIN, "system": True}, context=["tools"], **talk)["messages"] == PLAIN
 
 
+def test_a_context_that_is_not_read_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Half of the prompt is left out, and its user does not learn which key reads it."""
+    row = {"prompt": "q", "context": "der Hund", "completion": "the dog"}
+    assert pairs(tmp_path, row)["prompt"] == "q"
+    require_words(caplog.text, "the column context", "dataset.context=[input]")
+    caplog.clear()
+    for key in ("input", "context"):
+        assert pairs(tmp_path, row, context=[key])["prompt"] == "q\n\nder Hund"
+    assert pairs(tmp_path, row, context=[])["prompt"] == "q"
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("column", ["image", "images", "audio", "videos"])
+def test_pictures_and_sounds_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, column: str) -> None:
+    """A model of texts learns to describe pictures that it does not get."""
+    pairs(tmp_path, {"talk": PLAIN, column: ["a.bin"]}, prompt=None, completion=None, messages="talk")
+    require_words(caplog.text, "WARNING", f"columns: {column}", "remove such rows")
+
+
+@pytest.mark.parametrize(
+    ("turn", "words"),
+    [
+        ({"role": {"kind": "user"}, "content": "q"}, ("the role of message 1", "'kind'")),
+        ({"author": {"name": "Ann"}, "content": "q"}, ("the author of message 1", "'name'")),
+    ],
+)
+def test_turns_have_no_columns(turn: dict[str, Any], words: tuple[str, ...]) -> None:
+    """The remedy names a column, and a turn has none; or a role that is no text ends in a traceback."""
+    with pytest.raises(DataError, match=naming("row 1", *words)) as caught:
+        read_turns([turn, PLAIN[1]], "row 1")
+    assert "COLUMN" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("value", "remedy", "other"),
+    [
+        ({"kind": "assistant", "content": "a"}, "COLUMN.content", "COLUMN.kind"),
+        ({"model": "m", "value": "a"}, "COLUMN.value", "COLUMN.model"),
+        ({"first": "a", "second": "b"}, "COLUMN.first or COLUMN.second", "COLUMN.content"),
+        (["a b", "c"], "COLUMN.0", "join"),
+        (["a", "b", "c"], "join them", "COLUMN"),
+    ],
+)
+def test_the_remedy_names_the_text_within_a_value(
+    tmp_path: Path, value: Any, remedy: str, other: str
+) -> None:
+    """Following the remedy, its user trains on roles or on the first word of each answer."""
+    with pytest.raises(DataError, match=naming("the completion", remedy)) as caught:
+        pairs(tmp_path, {"prompt": "q", "completion": value})
+    assert other not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("columns", "keys"),
+    [
+        (("question", "answer"), "dataset.prompt=question dataset.completion=answer"),
+        (("id", "Instruction", "Response"), "dataset.prompt=Instruction dataset.completion=Response"),
+        (("prompt", "chosen", "rejected"), "dataset.prompt=prompt dataset.completion=chosen"),
+        (("source", "target"), "dataset.source=source dataset.target=target"),
+        (("id", "en", "es"), "dataset.source=en dataset.target=es"),
+        (("id", "translation"), "dataset.source=translation.LANGUAGE"),
+        (("age", "sex"), None),
+    ],
+)
+def test_the_keys_for_pairs_are_named(tmp_path: Path, columns: tuple[str, ...], keys: str | None) -> None:
+    """A user of pairs is asked for texts and labels, or is told to take the target for the text."""
+    path = write_jsonl(tmp_path / "rows.jsonl", [dict.fromkeys(columns, "a")])
+    with pytest.raises(DataError, match=naming("no column 'text'")) as caught:
+        load(Dataset(path=str(path), format="jsonl"))
+    message = caught.value.message
+    if keys is None:
+        assert "dataset.source" not in message
+    else:
+        require_words(message, keys)
+        assert "did you mean" not in message
+
+
 def test_preference_data_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Answers that people rejected, or that are labelled as bad, are taken for good ones."""
     with caplog.at_level(logging.INFO):
@@ -455,7 +537,7 @@ def test_the_page_lists_these_shapes() -> None:
     assert all(rows[name].startswith("refused") for name in REFUSED)
     others = {
         "instruction, input and output (Alpaca)", "instruction, context and response (Dolly)", "a column tools or functions", "a column system without dataset.chat", "tools that are no list",
-        "a completion that begins with another turn of the user",
+        "a completion that begins with another turn of the user", "question, context and answer", "pictures and sounds",
     }  # fmt: skip
     rows = table("conversations.md", "Prompts and completions")
     assert rows.keys() == PAIRS.keys() | others
