@@ -29,15 +29,21 @@ def without_repeated_tokens(
     begins, ends = _written_tokens(tokenizer, chat)
     edges = {"messages": (begins, ends), "text": (begins, ends)}
     edges |= {"prompt": (begins, ends if chat else []), "completion": (begins if chat else [], ends)}
-    columns = [column for column in rows.column_names if column in edges and any(edges[column])]
-    removed: Counter[str] = Counter()
-    bare: list[dict[str, Any]] = []
-    for row in rows if columns else ():
-        own: Counter[str] = Counter()
-        changes = {column: _bare(row[column], *edges[column], own) for column in columns}
-        removed.update(own.keys())
-        bare.append({**row, **changes, "id": digest(row["id"], changes)[:32]} if own else row)
-    return (datasets.Dataset.from_list(bare, features=rows.features) if removed else rows), removed
+    removed: list[set[str]] = [set() for _ in range(len(rows))]
+    changed: dict[str, list[Any]] = {}
+    for column in [column for column in rows.column_names if any(edges.get(column, ()))]:
+        changed[column] = [
+            _bare(value, *edges[column], own) for value, own in zip(rows[column][:], removed, strict=True)
+        ]
+    counts = Counter(token for own in removed for token in own)
+    if not counts:
+        return rows, counts
+    parts = zip(rows["id"][:], removed, *changed.values(), strict=True)
+    changed["id"] = [digest(row_id, values)[:32] if own else row_id for row_id, own, *values in parts]
+    for column, values in changed.items():
+        feature = rows.features[column]
+        rows = rows.remove_columns(column).add_column(column, values, feature=feature)
+    return rows, counts
 
 
 def _written_tokens(tokenizer: PreTrainedTokenizerBase, chat: bool) -> tuple[list[str], list[str]]:
@@ -50,16 +56,16 @@ def _written_tokens(tokenizer: PreTrainedTokenizerBase, chat: bool) -> tuple[lis
     return [str(tokenizer.convert_ids_to_tokens(token)) for token in before], ends
 
 
-def _bare(value: Any, begins: Sequence[str], ends: Sequence[str], removed: Counter[str]) -> Any:
-    """Return a text, or turns, without these tokens at the edges of the text or of each content. `removed` counts them."""
+def _bare(value: Any, begins: Sequence[str], ends: Sequence[str], removed: set[str]) -> Any:
+    """Return a text, or turns, without these tokens at the edges of the text or of each content. They are added to `removed`."""
     if isinstance(value, list):
         return [{**turn, "content": _bare(turn["content"], begins, ends, removed)} for turn in value]
     for token in begins:
         if value.startswith(token):
             value = value.removeprefix(token).lstrip()
-            removed[token] += 1
+            removed.add(token)
     for token in reversed(ends):
         if value.endswith(token):
             value = value.removesuffix(token).rstrip()
-            removed[token] += 1
+            removed.add(token)
     return value
