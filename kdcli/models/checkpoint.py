@@ -6,7 +6,7 @@ import functools
 import hashlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,16 @@ from transformers.utils.logging import disable_progress_bar
 
 from kdcli.config.types import CheckpointConfig, Dtype, Quantization
 from kdcli.device import to_default_device
-from kdcli.errors import ConfigError, ModelError, TeacherError, shown
+from kdcli.errors import ConfigError, ModelError, TeacherError, listed, shown
 from kdcli.files import hash_files, user_path
 from kdcli.generation import positions_of
 from kdcli.hub import PACKAGE, locate_package, snapshot
 from kdcli.model_files import read_json, require_body, require_finite, require_folder
 from kdcli.models.adapters import CONFIG, base_of, is_adapter, merge, require_alone, unmerged
-from kdcli.models.converted import plain_names, text_model
+from kdcli.models.converted import named_labels, plain_names, text_model
 from kdcli.models.device_map import load_divided
 from kdcli.models.dtypes import TORCH, is_fast
+from kdcli.models.layouts import no_config, no_safetensors, require_weight_names, warn_of_unread_heads
 from kdcli.models.vocabulary import (
     TOKENIZER_FILES,
     count_ids,
@@ -45,8 +46,6 @@ UNREADABLE = {
     "regression": "predicts a number, not a label (regression)",
 }
 """Kinds of heads whose outputs are not the logits of one softmax."""
-PICKLED = "pytorch_model.bin"
-"""The file of weights that torch.save writes."""
 MERGE_KEYS = {
     "model": "merge_adapter",
     "student.init_from": "student.merge_adapter",
@@ -145,39 +144,14 @@ def _find(cfg: CheckpointConfig, what: str) -> tuple[Path, str | None]:
             raise unmerged(path, MERGE_KEYS.get(what, f"{what}.merge_adapter"), name)
         path = merge(path, _base_model(path, cfg, what), name, cfg.trust_remote_code)
     if not (path / "config.json").is_file():
-        raise ModelError(
-            f"{name} has no config.json in {path}: it is no Hugging Face model directory; give one that save_pretrained wrote"
-        )
+        raise no_config(path, what, name)
     if not any(path.glob("*.safetensors")):
-        raise ModelError(
-            f"{name} has no safetensors in {path}. Other formats can run code when they are loaded "
-            f"and are not read; convert it: {_conversion(path, name)}"
-            + (
-                f", or look for the hub's conversion among its pull requests: {what}.revision=refs/pr/N"
-                if commit
-                else ""
-            )
-        )
+        raise no_safetensors(path, what, name, on_hub=bool(commit))
     require_folder(path, name)
+    require_weight_names(path, name)
     require_finite(path, name)
-    return plain_names(path, name), commit
-
-
-def _conversion(folder: Path, name: str) -> str:
-    """Return the Python that writes a checkpoint's weights as safetensors, with their names and their head."""
-    if (folder / PICKLED).is_file():
-        return (
-            f"in {folder}, python -c 'import torch, safetensors.torch as s; "
-            f's.save_file({{k: v.clone() for k, v in torch.load("{PICKLED}", weights_only=True).items()}}, '
-            '"model.safetensors", {"format": "pt"})\''
-        )
-    architectures = read_json(folder / "config.json", name).get("architectures")
-    names = (
-        [each for each in architectures if str(each).isidentifier()]
-        if isinstance(architectures, list)
-        else []
-    )
-    return f"transformers.{[*names, 'AutoModelFor…'][0]}.from_pretrained(…).save_pretrained(…)"
+    warn_of_unread_heads(path, name)
+    return named_labels(plain_names(path, name), name), commit
 
 
 def _locate(cfg: CheckpointConfig, what: str, weights: bool = True) -> tuple[Path, str | None]:
@@ -260,9 +234,15 @@ def load_tokenizer(
         tokenizer.get_vocab()
         [int(token_id) for token_id in tokenizer.all_special_ids]
     except Exception as error:  # tokenizers raises Exception itself
+        files = [name for name in TOKENIZER_FILES if (source.path / name).is_file()]
         raise ModelError(
-            f"{source.name}: its tokenizer cannot be loaded: {_first_line(error)}{_code(error)}"
+            f"{source.name}: its tokenizer ({listed(files) or 'no file'}) cannot be loaded: {_first_line(error)}{_code(error)}"
+            + ("" if _code(error) else "; put the model's own tokenizer.json beside the weights")
         ) from None
+    legacy = source.path / "chat_template.json"  # processors of transformers 4 wrote it
+    if not tokenizer.chat_template and legacy.is_file():
+        template = read_json(legacy, source.name).get("chat_template")
+        tokenizer.chat_template = template if isinstance(template, str) else None
     config = load_config(source)
     require_vocabulary(tokenizer, config, source.path, source.name)
     if max_length > (most := max_input_tokens(tokenizer, config)):
@@ -358,16 +338,22 @@ def _load(source: Checkpoint, task: Task, **options: Any) -> tuple[PreTrainedMod
         ) from error
 
 
-def require_loadable(source: Checkpoint, task: Task) -> None:
+def require_loadable(source: Checkpoint, task: Task, complete: bool = False) -> None:
     """Refuse a checkpoint that cannot be loaded for a task, without reading its weights.
 
-    Checkpoints with their own code or with quantized weights are checked when they are loaded.
+    Checkpoints with their own code are checked when they are loaded, and of quantized weights only whether their kind can be read here.
+
+    Args:
+        complete: its head must be in the weights as well.
 
     Raises:
-        ModelError: no model can be built from its config, or its weights do not match the config.
+        ModelError: no model can be built from its config, its weights do not match the config, or they are quantized and a package is missing.
     """
     config = load_config(source)
-    if source.code or getattr(config, "quantization_config", None) is not None:
+    if source.code:
+        return
+    if (quantization := getattr(config, "quantization_config", None)) is not None:
+        _require_quantizer(quantization, source.name)
         return
     try:
         model, report = task.from_pretrained(
@@ -386,11 +372,35 @@ def require_loadable(source: Checkpoint, task: Task) -> None:
         raise ModelError(
             f"{source.name}: the weights in {source.path} do not fit its config.json: {_first_line(error)}"
         ) from None
+    if complete and (missing := report["missing_keys"]):
+        raise _incomplete(source, task, missing, _is_output_layer(model, missing))
     if left_over:
         logger.info(
             "%s: %d tensors of its weights are not used by %s (%s%s)", source.name, len(left_over), type(model).__name__, left_over[0],
             " …" if len(left_over) > 1 else "",
         )  # fmt: skip
+
+
+def _require_quantizer(config: Any, name: str) -> None:
+    """Refuse quantized weights that transformers cannot read on this machine.
+
+    Args:
+        config: `quantization_config` of the model's config.
+
+    Raises:
+        ModelError
+    """
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    try:
+        if AutoHfQuantizer.supports_quant_method(config):
+            quantizer = AutoHfQuantizer.from_config(config, pre_quantized=True)
+            quantizer.validate_environment(device_map=None, weights_only=True)
+    except Exception as error:  # each kind raises exceptions of its own
+        raise ModelError(
+            f"{name}: its weights are quantized (quantization_config in its config.json) and cannot be read here: {_first_line(error)}; use the "
+            "checkpoint from which they were quantized, or install what is missing"
+        ) from None
 
 
 def skeleton(source: Checkpoint, task: Task) -> PreTrainedModel:
@@ -441,15 +451,37 @@ def require_complete(source: Checkpoint, task: Task) -> None:
         raise ModelError(
             f"{source.name}: the weights in {source.path} cannot be loaded: {_first_line(error)}"
         ) from error
-    if report["missing_keys"]:
-        raise _incomplete(source, task)
+    if missing := report["missing_keys"]:
+        raise _incomplete(source, task, missing, _is_output_layer(model, missing))
 
 
-def _incomplete(source: Checkpoint, task: Task) -> ModelError:
-    return ModelError(
-        f"{source.name}: its weights lack a part of the model, which would be random; use a complete checkpoint "
-        f"(…{task.head[0]}), or tune it on this task first (teacher.tune=true)"
+def _incomplete(
+    source: Checkpoint, task: Task, names: Collection[str] = (), shared: bool = False
+) -> ModelError:
+    """Return the refusal of a checkpoint that lacks weights.
+
+    Args:
+        names: the missing weights.
+        shared: only the output layer is missing, which many models share with their embeddings.
+    """
+    lacks = f" ({shown(min(names))})" if names else ""
+    tie = (
+        f'; set "tie_word_embeddings": true in {source.path / "config.json"} if its output layer is that of its embeddings'
+        if shared
+        else ""
     )
+    tune = "" if task.vocabulary else ", or tune it on this task first (teacher.tune=true)"
+    return ModelError(
+        f"{source.name}: its weights lack a part of the model{lacks}, which would be random{tie}; use a complete checkpoint "
+        f"(…{task.head[0]}){tune}"
+    )
+
+
+def _is_output_layer(model: PreTrainedModel, names: Collection[str]) -> bool:
+    """Return whether these weights are the matrix of the output layer, and it has the shape of the embeddings."""
+    head, words = model.get_output_embeddings(), model.get_input_embeddings()
+    own = {name for name, weight in model.named_parameters() if head is not None and weight is head.weight}
+    return bool(own) and own == {*names} and head.weight.shape == words.weight.shape
 
 
 def load_ready(source: Checkpoint, task: Task) -> PreTrainedModel:
@@ -547,4 +579,6 @@ def _code(error: BaseException) -> str:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, KeyError):  # its text is the key alone
+        return f"the key {error} is missing"
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

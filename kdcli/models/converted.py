@@ -167,6 +167,33 @@ def _class_of(config: Mapping[str, Any]) -> Any:
     )
 
 
+# ---- names of labels -----------------------------------------------------------------------------------
+
+
+def named_labels(folder: Path, name: str) -> Path:
+    """Return the directory itself, or a copy whose config.json has `id2label`, if the labels are named by `label2id` alone: transformers then drops
+    these names and takes LABEL_0, LABEL_1, …"""
+    config = read_json(folder / "config.json", name)
+    names = config.get("label2id")
+    if (
+        config.get("id2label") is not None
+        or not isinstance(names, dict)
+        or sorted(map(str, names.values())) != sorted(map(str, range(len(names))))
+        or all(label == f"LABEL_{index}" for label, index in names.items())
+    ):
+        return folder
+    config["id2label"] = {str(index): label for label, index in names.items()}
+    logger.info("%s: its config.json names the labels in label2id alone: %s", name, shown(names))
+
+    def write(out: Path) -> None:
+        copy_texts(folder, out, "config.json")
+        (out / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+        for file in folder.glob("*.safetensors"):
+            shutil.copyfile(file, out / file.name)
+
+    return converted(write, f"naming the labels of {name}", "labels", hash_model(folder))
+
+
 # ---- multimodal models ---------------------------------------------------------------------------------
 
 

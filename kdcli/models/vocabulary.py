@@ -18,7 +18,7 @@ from kdcli.errors import ModelError, shown
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "vocab.txt", "vocab.json", "merges.txt", "bpe.codes", "spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model",
+    "chat_template.json", "tekken.json", "vocab.txt", "vocab.json", "merges.txt", "bpe.codes", "spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model",
     "source.spm", "target.spm", "target_vocab.json",
 )  # fmt: skip
 LISTED = 0.5

@@ -308,6 +308,52 @@ def without(*names: str) -> Callable[[Weights], Weights]:
     return lambda weights: {key: tensor for key, tensor in weights.items() if not key.endswith(names)}
 
 
+def below(*names: str) -> Callable[[Path, Any], None]:
+    """Checkpoints in directories below the one that is given, as the Trainer leaves them."""
+
+    def write(folder: Path, tokenizer: Any) -> None:
+        for name in names:
+            (folder / name).mkdir(parents=True)
+            classifier(folder / name, tokenizer)
+
+    return write
+
+
+def weights_as(file: str, make: Callable[[Path, Any], object] = classifier) -> Callable[[Path, Any], None]:
+    """The weights in a file of another name."""
+
+    def write(folder: Path, tokenizer: Any) -> None:
+        make(folder, tokenizer)
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / "model.safetensors").rename(folder / file)
+
+    return write
+
+
+def without_index(folder: Path, tokenizer: Any) -> None:
+    sharded(folder, tokenizer)
+    (folder / "model.safetensors.index.json").unlink()
+
+
+def with_further_heads(folder: Path, tokenizer: Any) -> None:
+    """What SetFit and sentence-transformers save behind a transformer."""
+    of.BertModel(MODELS["bert"]().config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "model_head.pkl").write_bytes(b"")
+    for module in ("1_Pooling", "2_Dense"):
+        (folder / module).mkdir()
+
+
+def labels_by_name(folder: Path, tokenizer: Any) -> Any:
+    """A config.json with label2id and without id2label."""
+    model = classifier(folder, tokenizer, id2label={0: "good", 1: "bad"}, label2id={"good": 0, "bad": 1})
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    del config["id2label"]
+    path.write_text(json.dumps(config))
+    return model
+
+
 DENSE = "encoder.layer.1.output.dense.weight"
 CASES: dict[str, Case] = {
     # ---- read ----
@@ -363,7 +409,29 @@ CASES: dict[str, Case] = {
         f"Multimodal: {kind}": Case(lambda folder, _, kind=kind: multimodal(folder, kind), task=CausalLM)
         for kind in ("Gemma3", "Mistral3", "Qwen2VL", "Qwen2_5_VL", "Qwen3_5", "Llava")
     },
+    "Labels in label2id alone": Case(labels_by_name),
+    "SetFit, and sentence-transformers with further layers": Case(with_further_heads, keys={"tune": True}),
     # ---- refused ----
+    "In a directory below (checkpoint-500)": Case(
+        below("checkpoint-500", "checkpoint-1000"), ("teacher.path=", "checkpoint-1000", "checkpoint-500")
+    ),
+    "In a snapshot of the hub's cache": Case(below("snapshots/1b2c"), ("teacher.path=", "snapshots/1b2c")),
+    "A directory with a GGUF file": Case(
+        lambda folder, _: (folder / "model-q4.gguf").write_bytes(b"GGUF"), ("teacher.path=", "model-q4.gguf")
+    ),
+    "Weights of TensorFlow (tf_model.h5)": Case(
+        weights_as("tf_model.h5"), ("tf_model.h5", "transformers<5", "from_tf=True")
+    ),
+    "Weights of Flax (flax_model.msgpack)": Case(
+        weights_as("flax_model.msgpack"), ("flax_model.msgpack", "transformers<5", "from_flax=True")
+    ),
+    "An export alone (onnx/model.onnx)": Case(
+        weights_as("onnx/model.onnx"), ("onnx/model.onnx", "teacher.path=")
+    ),
+    "A variant's name (model.fp16.safetensors)": Case(
+        weights_as("model.fp16.safetensors"), ("rename", "model.fp16.safetensors", "model.safetensors")
+    ),
+    "Several files without their index": Case(without_index, ("model.safetensors.index.json",)),
     "Weights that are a pointer of Git LFS": Case(
         pointer("model.safetensors"), ("model.safetensors", "git lfs pull")
     ),

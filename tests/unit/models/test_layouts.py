@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.checkpoints import CASES, LABELS, Case, multimodal, pickled
-from support.commands import naming
+from support.checkpoints import (
+    CASES,
+    LABELS,
+    Case,
+    changed,
+    classifier,
+    configured,
+    labels_by_name,
+    language_model,
+    multimodal,
+    pickled,
+    with_further_heads,
+    without,
+)
+from support.commands import edit, naming, require_words
 from support.tiny import sentences
 
 from kdcli.config.types import CheckpointConfig
@@ -129,6 +143,67 @@ def test_only_the_head_of_a_multimodal_model_s_text_decoder_is_new(kind: str, tm
     ids = torch.arange(3, 15)[None]
     with torch.no_grad():
         torch.testing.assert_close(again(input_ids=ids).logits, original(input_ids=ids).logits)
+
+
+def test_a_head_that_is_not_read_is_named(
+    tokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The head of a SetFit model is taken for the teacher, and a new one is trained without a word."""
+    with_further_heads(tmp_path, tokenizer)
+    find(CheckpointConfig.model_validate({"_target_": "x", "path": str(tmp_path)}), "teacher")
+    (warning,) = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    require_words(warning, "model_head.pkl", "2_Dense")
+    assert "1_Pooling" not in warning
+
+
+def test_labels_are_in_the_order_of_label2id(tokenizer, tmp_path: Path) -> None:
+    """The labels of a config.json without id2label are called LABEL_0, LABEL_1, and taken for the data's in another order."""
+    labels_by_name(tmp_path, tokenizer)
+    source = find(CheckpointConfig.model_validate({"_target_": "x", "path": str(tmp_path)}), "teacher")
+    assert match_labels(load_config(source), LABELS, source.name) == [1, 0]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_the_file_of_a_model_is_answered_with_its_directory(name: str, tokenizer, tmp_path: Path) -> None:
+    """A user who gives the file of weights is told that it has no config.json."""
+    classifier(tmp_path, tokenizer)
+    config = CheckpointConfig.model_validate({"_target_": "x", "path": str(tmp_path / name)})
+    with pytest.raises(KDError, match=naming(f"teacher.path={tmp_path}")):
+        find(config, "teacher")
+
+
+@pytest.mark.parametrize("kind", ["gptq", "bitsandbytes"])
+def test_quantized_weights_need_their_package_before_they_are_loaded(
+    kind: str, tokenizer, tmp_path: Path
+) -> None:
+    """kdcli check passes, and the run fails for a package that is not installed."""
+    if importlib.util.find_spec({"gptq": "optimum"}.get(kind, kind)) is not None:
+        pytest.skip("the package is installed")
+    configured(quantization_config={"quant_method": kind, "load_in_4bit": True, "bits": 4})(
+        tmp_path, tokenizer
+    )
+    with pytest.raises(KDError, match=naming("quantization_config", "config.json")):
+        require_loadable(Checkpoint(tmp_path, "the model"), Classification(LABELS))
+
+
+def test_a_missing_output_layer_may_be_that_of_the_embeddings(tmp_path: Path) -> None:
+    """kdcli check passes for weights without an output layer, and the run is refused without the key that mends it."""
+    language_model(tmp_path)
+    edit(tmp_path / "config.json", tie_word_embeddings=False)
+    source = Checkpoint(tmp_path, "the model")
+    require_loadable(source, CausalLM())
+    with pytest.raises(KDError, match=naming("lm_head.weight", "tie_word_embeddings", "config.json")):
+        require_loadable(source, CausalLM(), complete=True)
+    edit(tmp_path / "config.json", tie_word_embeddings=True)
+    require_loadable(source, CausalLM(), complete=True)
+
+
+def test_a_missing_weight_of_a_head_is_no_output_layer(tokenizer, tmp_path: Path) -> None:
+    """A classifier without its head is answered with a key for embeddings."""
+    changed(classifier, without("classifier.weight"))(tmp_path, tokenizer)
+    with pytest.raises(KDError, match=naming("classifier.weight", "teacher.tune=true")) as caught:
+        require_loadable(Checkpoint(tmp_path, "the model"), Classification(LABELS), complete=True)
+    assert "tie_word_embeddings" not in caught.value.message
 
 
 def logits_of(task: Any, model: Any, tokenizer: Any, encoded: Any, size: int) -> np.ndarray:

@@ -194,6 +194,29 @@ def test_no_tokenizer(teacher: Path, copy: Copy) -> None:
         load_tokenizer(source(folder))
 
 
+def test_a_tokenizer_in_a_file_of_another_format(teacher: Path, copy: Copy) -> None:
+    """A message that consists of the name of a key, such as 'config', tells nobody which file is damaged."""
+    folder = copy(teacher)
+    (folder / "tokenizer.json").rename(folder / "tekken.json")
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(ModelError, match=naming("tekken.json", "config", "missing", "tokenizer.json")):
+        load_tokenizer(source(folder))
+
+
+@pytest.mark.parametrize(
+    ("own", "template"), [(None, "from the processor"), ("the tokenizer's", "the tokenizer's")]
+)
+def test_the_chat_template_of_a_processor(
+    own: str | None, template: str, teacher: Path, copy: Copy, tokenizer
+) -> None:
+    """The chat template of a LLaVA checkpoint lies in chat_template.json, and the model is said to have none."""
+    folder = copy(teacher)
+    if own is not None:
+        (folder / "chat_template.jinja").write_text(own)
+    (folder / "chat_template.json").write_text('{"chat_template": "from the processor"}')
+    assert load_tokenizer(source(folder)).chat_template == template
+
+
 def test_truncated_tokenizer(teacher: Path, copy: Copy) -> None:
     """tokenizers raises a bare Exception."""
     folder = copy(teacher)
