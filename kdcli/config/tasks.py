@@ -67,6 +67,8 @@ class TaskSpec:
     """The arguments of the scripts that run its exported classifiers without kdcli; empty: its models generate text."""
     longest_proposed: ClassVar[int] = 512
     """The most tokens of a row that `kdcli init` proposes: what its proposed teacher reads."""
+    column_keys: ClassVar[str] = ""
+    """The keys that name its columns, or that choose it, for messages."""
     new_students: ClassVar[str] = ""
     """Packaged students with random weights for it, for messages."""
 

@@ -28,6 +28,7 @@ from kdcli.models.checkpoint import (
     parameters,
     same_vocabulary,
     shared_token_count,
+    skeleton,
 )
 from kdcli.rundir import REPORT
 from kdcli.signals import AnySignal
@@ -188,11 +189,12 @@ def size(source: Checkpoint, task: Task, model: PreTrainedModel | None = None) -
     """Return the number of parameters, and the bytes of the weight files.
 
     Args:
-        model: the loaded checkpoint; None: the parameters are counted from its config, which may leave an output matrix out.
+        model: the loaded checkpoint; None: its parameters are counted without loading its weights.
     """
-    if model is None:
-        with torch.device("meta"):
-            model = task.create(load_config(source))
+    if model is None and getattr(config := load_config(source), "quantization_config", None) is not None:
+        with torch.device("meta"):  # packed weights are fewer numbers
+            model = task.create(config)
+    model = model or skeleton(source, task)
     weights = sum(file.stat().st_size for file in source.path.glob("*.safetensors"))
     return {"parameters": parameters(model), "bytes": weights}
 

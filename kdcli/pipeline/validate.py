@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from kdcli.config.components import build, locate
 from kdcli.config.schema import Distill as Config
+from kdcli.config.tasks import packaged_specs
 from kdcli.data.dataset import require_batch
 from kdcli.errors import ConfigError, ModelError, TeacherError, listed
 from kdcli.evaluation.predict import size
@@ -29,6 +30,7 @@ from kdcli.models.checkpoint import (
 )
 from kdcli.models.weight_only import require_quantizable
 from kdcli.pipeline.plan import OWN, STUDENT, Phase, Run
+from kdcli.tasks import task_class
 from kdcli.tasks.labels import without_names
 from kdcli.tasks.rows import MANY
 from kdcli.teachers.local import LocalTeacher
@@ -269,7 +271,8 @@ def require_checkpoints(run: Run) -> None:
     )  # that one has no weights
     for source in dict.fromkeys([*sources, *filter(None, [run.initializer.source])]):
         if run.task.supports_architecture(type(load_config(source))):
-            require_loadable(source, run.task)
+            taught = run.remote is None and source in run.sources and not run.tunes(source)
+            require_loadable(source, run.task, complete=taught or run.task.vocabulary)
     _require_initialization(run)
 
 
@@ -332,8 +335,8 @@ def _require_head(run: Run, source: Checkpoint) -> None:
     if not has_head(source, run.task):
         if run.task.vocabulary:
             raise TeacherError(
-                f"{source.name} has no head for the task {run.cfg.dataset.kind} (its config.json names no …{run.task.head[0]}), and one over a "
-                "vocabulary is not made anew; use a checkpoint as it was pretrained"
+                f"{source.name} has no head for the task {run.cfg.dataset.kind} (its config.json names {listed(_architectures(source)) or 'none'}, and "
+                f"…{run.task.head[0]} is expected), and one over a vocabulary is not made anew; {_other_task(source)}"
             )
         if not run.tunes(source):
             raise TeacherError(
@@ -351,6 +354,23 @@ def _require_head(run: Run, source: Checkpoint) -> None:
                 "dataset.labels=[…]",
                 source.name, listed(own, 200), listed(labels, 400),
             )  # fmt: skip
+
+
+def _architectures(source: Checkpoint) -> list[str]:
+    return load_config(source).architectures or []
+
+
+def _other_task(source: Checkpoint) -> str:
+    """Return what to do with a checkpoint whose head is for another task: the keys of that task, or another checkpoint."""
+    for name, spec in packaged_specs():
+        if any(each.endswith(task_class(name).head) for each in _architectures(source)):
+            use = (
+                "which can teach in a stage before the task's:"
+                if spec.general
+                else "whose columns are named with"
+            )
+            return f"take it as a {name} model, {use} {spec.column_keys}; or give teacher.path= a checkpoint with the head"
+    return "give teacher.path= a checkpoint as it was pretrained"
 
 
 def truncation(run: Run, tokenizer: PreTrainedTokenizerBase, split: str) -> tuple[float, str]:

@@ -33,6 +33,7 @@ class CausalLMSpec(TaskSpec):
         "conversations": FolderFormat((".yml", ".yaml"), ("prompt", "completion")),
     }
     inference_order = 2
+    column_keys = "dataset.prompt= and dataset.completion= (or dataset.messages=)"
     writes = True
     max_epochs = 5.0
     longest_proposed = 2048

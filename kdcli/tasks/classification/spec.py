@@ -39,6 +39,7 @@ class ClassificationSpec(TaskSpec):
     only_here: ClassVar[dict[str, str]] = {"augment": "it replaces words of whole texts"}
     inference_order = 3
     script_arguments = '"A text." ["Its second text."]'
+    column_keys = "dataset.text= and dataset.label="
     quantizable = True
 
     def implied_by(self, cfg: Dataset) -> bool:

@@ -19,6 +19,7 @@ class MaskedLMSpec(TaskSpec):
     reads_of_run = frozenset({"teacher.top_k"})
     only_here: ClassVar[dict[str, str]] = {"mask_copies": "it masks other tokens in each copy of a text"}
     formats: ClassVar[dict[str, FolderFormat]] = {"txt": FolderFormat((".txt",), ("text",))}
+    column_keys = "stages.NAME.dataset.task=masked_lm"
     general = True
     max_epochs = 3.0
     refuses_short = True

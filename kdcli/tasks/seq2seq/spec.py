@@ -30,6 +30,7 @@ class Seq2SeqSpec(TaskSpec):
         "parallel": FolderFormat((), ("source", "target")),
     }
     inference_order = 1
+    column_keys = "dataset.source= and dataset.target="
     writes = True
     max_epochs = 10.0
     selects_by_gold = False

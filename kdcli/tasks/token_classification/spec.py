@@ -51,6 +51,7 @@ class TokenClassificationSpec(TaskSpec):
     }
     inference_order = 0
     script_arguments = '"A sentence."'
+    column_keys = "dataset.words= and dataset.tags="
     quantizable = True
 
     def implied_by(self, cfg: Dataset) -> bool:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from support.checkpoints import changed, classifier, language_model, without
 from support.commands import naming, require_words
+from support.translators import lay_out
 from unit.pipeline.conftest import MakeConfig, MakePart
 
 from kdcli.data.suspicions import check_data
-from kdcli.errors import ConfigError, ModelError
+from kdcli.errors import ConfigError, ModelError, TeacherError
 from kdcli.evaluation.predict import size as checkpoint_size
-from kdcli.models.checkpoint import Checkpoint
+from kdcli.models.checkpoint import Checkpoint, load_ready, parameters
 from kdcli.pipeline.plan import plan_phases
 from kdcli.pipeline.validate import (
     remote_teacher,
@@ -32,10 +36,13 @@ from kdcli.pipeline.validate import (
     storing_temperature,
 )
 from kdcli.students.pruning.layers import Layers
+from kdcli.tasks.causal_lm.task import CausalLM
 
 KL = {"_target_": "kdcli.losses.forward_kl.ForwardKL"}
 HARD = {"_target_": "kdcli.losses.hard_label.HardLabel"}
 LOCAL = {"_target_": "kdcli.teachers.local.LocalTeacher", "path": "teacher"}
+PROMPTS = {"prompt": "prompt", "completion": "completion"}
+PAIRS = {"source": "source", "target": "target"}
 LABELLED = dict.fromkeys(("task",), "classification") | {"path": "reviews.csv"}
 
 
@@ -181,6 +188,52 @@ def test_a_student_is_smaller_than_its_teacher(make_part: MakePart, teacher: Pat
     require_smaller(make_part(student=allowed), size)
     require_smaller(make_part(smoke=True), size)  # a warning
     require_smaller(make_part(sources=[teacher, teacher]), size)  # an ensemble of two
+
+
+def test_an_output_layer_of_its_own_counts(make_part: MakePart, tmp_path: Path) -> None:
+    """A teacher whose weights have an output layer that its config.json ties is counted without it, and a student of one layer is called larger."""
+    language_model(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    words = weights["model.embed_tokens.weight"]
+    tied = checkpoint_size(Checkpoint(tmp_path, "the teacher"), CausalLM())["parameters"]
+    save_file(weights | {"lm_head.weight": words + 1}, path, {"format": "pt"})
+    source = Checkpoint(tmp_path, "the teacher")
+    size = checkpoint_size(source, CausalLM())["parameters"]
+    assert size == tied + words.numel() == parameters(load_ready(source, CausalLM()))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "make", "keys"),
+    [
+        (PROMPTS, lambda folder, _: lay_out(folder, "T5"), ["T5ForConditionalGeneration", "dataset.source=", "dataset.target="]),
+        (PAIRS, language_model, ["LlamaForCausalLM", "dataset.prompt=", "dataset.completion="]),
+        (PROMPTS, lambda folder, own: classifier(folder, own, "bert-masked"), ["BertForMaskedLM", "stages.NAME.dataset.task="]),
+        (PROMPTS, lambda folder, own: classifier(folder, own, "llama-labels"), ["dataset.text=", "dataset.label="]),
+    ],
+    ids=["translator", "decoder", "masked", "classifier"],
+)  # fmt: skip
+def test_a_model_of_another_task_is_answered_with_the_keys_of_that_task(
+    dataset: dict[str, str],
+    make: Callable[[Path, Any], object],
+    keys: list[str],
+    make_part: MakePart,
+    tokenizer: Any,
+    tmp_path: Path,
+) -> None:
+    """A pretrained T5 beside prompts and completions is answered with: use a checkpoint as it was pretrained."""
+    make(tmp_path, tokenizer)
+    with pytest.raises(TeacherError, match=naming("config.json", *keys)):
+        require_checkpoints(make_part(sources=[tmp_path], dataset={"path": "rows.jsonl"} | dataset))
+
+
+def test_a_teacher_without_its_head_is_refused_before_the_run(
+    make_part: MakePart, tokenizer: Any, tmp_path: Path
+) -> None:
+    """kdcli check passes for a classifier whose weights lack the head, and the run fails when it loads the teacher."""
+    changed(classifier, without("classifier.weight"))(tmp_path, tokenizer)
+    with pytest.raises(ModelError, match=naming("classifier.weight", "teacher.tune=true")):
+        require_checkpoints(make_part(sources=[tmp_path]))
 
 
 def test_a_trained_checkpoint_passes(make_part: MakePart) -> None:
