@@ -190,13 +190,20 @@ _SENTENCE = re.compile(
       (?:it|this|that|(?:this|the)\s+(?:{_TEXTS}))(?:\s+(?:is|was|would\s+be|should\s+be)|['’]s)(?:\s+(?:definitely|clearly|certainly|obviously))?
         (?:\s+(?:best\s+)?(?:labell?ed|classified|categori[sz]ed|tagged|rated|marked|considered)(?:\s+as)?)?
     | (?:it|this|that|(?:this|the)\s+(?:{_TEXTS}))\s+(?:belongs\s+to|falls\s+(?:under|into))(?:\s+the\s+(?:{_NOUNS})(?:\s+of)?)?
-    | (?:(?:the|my|its|this)\s+)?(?:[\w-]+\s+){{0,3}}?(?:{_NOUNS})(?:\s+(?:of|for|to)\s+(?:[\w-]+\s+){{0,4}}?[\w-]+)?\s+(?:is|would\s+be|should\s+be)
+    | (?:it|(?:this|the)\s+(?:{_TEXTS}))\s+(?:expresses|conveys|has)(?=.*\s(?:{_NOUNS})\W*$)
+    | (?:(?:the|my|its|this)\s+)?(?:[\w-]+\s+){{0,3}}?(?:{_NOUNS})(?:\s+(?:(?:expressed|conveyed)\s+)?(?:of|for|to|in|by)\s+(?:[\w-]+\s+){{0,4}}?[\w-]+)?\s+(?:is|would\s+be|should\s+be)
     | I(?:['’]d|['’]ll|\s+would|\s+will)?\s+(?:say|answer|choose|pick|select|go\s+with
         |(?:label|classify|categori[sz]e|mark|tag|rate)\s+(?:it|(?:this|the)(?:\s+\w+)?)\s+as)
     )\s+(?:(?:the\s+label|the|an?)\s+)?(?P<value>\S.*)""",
     re.IGNORECASE | re.VERBOSE,
 )
 """A sentence that says nothing but the label."""
+_WITH_NOUN = re.compile(rf"(?P<value>.+?)\s+(?!question)(?:{_NOUNS}|{_TEXTS})\W*", re.IGNORECASE)
+"""A label before a noun, as in `a positive review` and `the World category`. `A good question` is a phrase about the request."""
+_SCORED = re.compile(
+    r"(?P<value>[^\W\d].*?)[\s,;:|=(]{1,3}(?:(?:[5-9]\d(?:[.,]\d+)?|100)\s*%|0?[.,][5-9]\d*|1[.,]0+)\W*"
+)
+"""A label and its probability, which is at least one half: `spam: 10%` says that a text is no spam."""
 _EXPLAINED = re.compile(
     r"(?P<value>.+?)(?:[.!]\s+|\s+[-–—]+\s+|\s*\(|;\s+|,\s+(?:because|since|as)\b)(?P<why>.+)", re.IGNORECASE
 )
@@ -224,7 +231,8 @@ class Stated(NamedTuple):
 
 def stated(text: str, cut: bool = False) -> Iterator[Stated]:
     """Yield the values that an answer states: in JSON, a code fence or tags; a line by itself (the first or the last one); `Label: x`; a sentence
-    that says nothing but the label (`The label is x.`); or a value that an explanation follows (`x - because …`).
+    that says nothing but the label (`The label is x.`, `It is an x review.`); a value with its probability (`x: 90%`); or a value that an explanation
+    follows (`x - because …`).
 
     A sentence with a negation, a refusal or a doubt before the value states none.
 
@@ -256,6 +264,10 @@ def _stated_in_line(line: str, explained: bool, cut: bool, heads: int = HEADS) -
     sentence = None if cut else _SENTENCE.fullmatch(line)
     if sentence and not _DOUBT.search(line[: sentence.start("value")]):
         yield Stated(sentence["value"])
+        if with_noun := _WITH_NOUN.fullmatch(sentence["value"]):
+            yield Stated(with_noun["value"])
+    if scored := _SCORED.fullmatch(line):
+        yield Stated(scored["value"])
     if explained and (parts := _EXPLAINED.fullmatch(line)):
         yield Stated(parts["value"], parts["why"])
 

@@ -20,6 +20,7 @@ from kdcli.teachers.remote.wire import read_completion
 
 PAGE = Path(__file__).parents[3] / "docs" / "endpoints.md"
 LABELS = ["spam", "ham", "not sure"]
+TONES = ["positive", "negative", "neutral"]
 
 
 def choice(text: str, finish: str = "stop", **fields: Any) -> dict[str, Any]:
@@ -64,6 +65,21 @@ def test_thoughts_are_read_as_the_page_says(text: str, finish: str, label: str) 
 @pytest.mark.parametrize(
     ("labels", "text", "label"),
     [
+        (TONES, "This review expresses a positive sentiment.", "positive"),
+        (TONES, "The sentiment expressed in the review is negative.", "negative"),
+        (TONES, "It has a neutral tone.", "neutral"),
+        (TONES, "It is a very positive review.", None),
+        (TONES, "It is hardly a positive review.", None),
+        (TONES, "This review does not express a positive sentiment.", None),
+        (TONES, "It has a positive ending.", None),
+        (TONES, "positive 0.95", "positive"),
+        (TONES, "Sentiment: positive (confidence 1.0)", "positive"),
+        (TONES, "positive;0.3", None),
+        (["good", "bad"], "That is a good question.\nLabel: bad", "bad"),
+        (["World", "Sports"], "This article belongs to the **World** category.", "World"),
+        (["World", "World category"], "It is the World category.", None),
+        (["1", "1.5", "2"], "1 0.9", None),
+        (["grade 1", "grade 1.5"], "grade 1.5", "grade 1.5"),
         (["toxic", "very toxic", "non-toxic"], "Non-toxic", "non-toxic"),
         (["toxic", "very toxic", "non-toxic"], "non toxic.", "non-toxic"),
         (["toxic", "very toxic", "non-toxic"], "This is very toxic.", "very toxic"),
@@ -111,7 +127,8 @@ def test_answers_that_are_nested_deeply(depth: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["a:", "<answer>", "{", "the label is ", "'label': '", "- x ", "<think>", "analysis ", " ", "-"]
+    "piece",
+    ["a:", "<answer>", "{", "the label is ", "'label': '", "- x ", "<think>", "analysis ", " ", "-", ","],
 )
 @pytest.mark.parametrize("length", [15_000, 200_000])
 def test_answers_of_any_length(piece: str, length: int) -> None:
