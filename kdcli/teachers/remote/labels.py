@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kdcli.errors import TeacherError
+from kdcli.errors import TeacherError, shown
 from kdcli.tasks.labels import unambiguous
 from kdcli.teachers.remote.answers import (
     Stated,
@@ -116,9 +116,7 @@ class LabelReader:
         """
         tokens = choice["logprobs"]
         if not tokens or not tokens[0]["top"]:
-            raise TeacherError(
-                f"{self.teacher} gives no log-probabilities; give teacher.soft_labels=samples (the shares of several answers), or one_hot"
-            )
+            raise self._no_log_probabilities("no log-probabilities")
         first = _first_token(choice)
         shares, ambiguous = np.zeros(len(self._words)), 0.0
         for top in first["top"]:
@@ -137,9 +135,29 @@ class LabelReader:
         shares, _, rest = self.token_shares(choice)
         mass = float(shares.sum())
         if mass < self.least_mass:
+            self._require_tokens_of_text(choice)
             return None
         self.missing.append(max(0.0, 1 - mass))
         return np.where(shares > 0, shares, min(rest, float(shares[shares > 0].min())))
+
+    def _no_log_probabilities(self, what: str) -> TeacherError:
+        return TeacherError(
+            f"{self.teacher} gives {what}; give teacher.soft_labels=samples (the shares of several answers), or one_hot"
+        )
+
+    def _require_tokens_of_text(self, choice: Mapping[str, Any]) -> None:
+        """Refuse log-probabilities of tokens that are not the text of the completion, such as `token_id:101`, if that text is a label, and no
+        completion before had probability on one.
+
+        Raises:
+            TeacherError
+        """
+        text, token = plain_text(without_thoughts(choice).text or ""), _first_token(choice)["token"]
+        is_label = self._label_that_is(text) is not None
+        if is_label and not self.missing and not normalise(text).startswith(normalise(token)):
+            raise self._no_log_probabilities(
+                f"log-probabilities of tokens ({shown(token)}) that are not the text of its answer ({shown(text)})"
+            )
 
     def _from_labels(self, labels: Sequence[int]) -> np.ndarray | None:
         if not labels:

@@ -336,7 +336,7 @@ def read_completion(response: Any, scrub: Callable[[str], str]) -> Answer:
                 refusal = declined or text or str(finish)
                 continue
             tokens = written_top(response, choice)
-            logprobs = None if tokens else _read_logprobs(choice.get("logprobs"))
+            logprobs = None if tokens else _read_logprobs(choice.get("logprobs"), text)
             choices.append(
                 {"text": text, "finish_reason": finish, "logprobs": logprobs}
                 | ({"tokens": tokens} if tokens else {})
@@ -397,18 +397,39 @@ def _joined(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _read_logprobs(logprobs: Any) -> list[dict[str, Any]] | None:
+def _read_logprobs(logprobs: Any, text: str) -> list[dict[str, Any]] | None:
     if not logprobs or not logprobs.get("content"):
         return None
+    content = logprobs["content"]
+    listed = [each for token in content for each in (token, *(token.get("top_logprobs") or ()))]
+    decode = _byte_level_decoder([_text_of(token) for token in content], [*map(_text_of, listed)], text)
 
-    return [
-        {
-            "token": token["token"],
-            "logprob": finite(token["logprob"]),
-            "top": [
-                {"token": top["token"], "logprob": finite(top["logprob"])}
-                for top in token.get("top_logprobs") or ()
-            ],
-        }
-        for token in logprobs["content"]
-    ]
+    def read(token: Mapping[str, Any]) -> dict[str, Any]:
+        return {"token": decode(_text_of(token)), "logprob": finite(token["logprob"])}
+
+    return [read(token) | {"top": [*map(read, token.get("top_logprobs") or ())]} for token in content]
+
+
+def _text_of(token: Mapping[str, Any]) -> str:
+    """Return the text of a token by its bytes; if there are none, or they are a part of a character, as it is written."""
+    try:
+        return bytes(token.get("bytes") or ()).decode() or token["token"]
+    except (ValueError, TypeError):
+        return token["token"]
+
+
+def _byte_level_decoder(written: list[str], listed: list[str], text: str) -> Callable[[str], str]:
+    """Return what makes texts of tokens. Some servers report them as byte-level vocabularies hold them: `Ġgood` is ` good`, `Ã©t` is `ét`.
+
+    Args:
+        written: the tokens of a completion.
+        listed: these and their alternatives.
+        text: the completion.
+    """
+    from tokenizers.decoders import ByteLevel
+
+    decoder, answer = ByteLevel(), text.strip()
+    has_marks = bool({*"ĠĊ"} & {*"".join(listed)} - {*text})
+    if (has_marks or answer not in "".join(written)) and answer in decoder.decode(written):
+        return lambda token: decoder.decode([token])
+    return str

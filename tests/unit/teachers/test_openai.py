@@ -18,6 +18,7 @@ from kdcli.tasks.classification.task import Classification
 from kdcli.teachers.remote.labels import clash
 from kdcli.teachers.remote.ledger import Answer
 from kdcli.teachers.remote.openai import OpenAITeacher
+from kdcli.teachers.remote.wire import read_completion
 
 URL = "http://127.0.0.1:1/v1"
 ROW = {"id": "1", "text": "so it is", "label": 0}
@@ -72,6 +73,56 @@ def test_no_log_probabilities() -> None:
     """A host that gives none: everything would be certain."""
     with pytest.raises(TeacherError, match="teacher.soft_labels=samples"):
         teacher(["a", "b"]).labels.read([{"text": "a", "finish_reason": "length", "logprobs": None}])
+
+
+def reported(tokens: list[str], text: str, encoded: bool = False) -> dict[str, Any]:
+    """A completion as a server reports it, each token of which is likelier than the alternative `Ġbad`."""
+
+    def listed(token: str, share: float) -> dict[str, Any]:
+        data = list(token.replace("Ġ", " ").encode()) if encoded else None
+        return {"token": token, "logprob": math.log(share), "bytes": data}
+
+    content = [
+        listed(token, 0.8) | {"top_logprobs": [listed(token, 0.8), listed("Ġbad", 0.2)]} for token in tokens
+    ]
+    choice = {"message": {"content": text}, "finish_reason": "stop", "logprobs": {"content": content}}
+    return read_completion({"choices": [choice]}, str).choices[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "tokens", "text", "encoded"),
+    [
+        (["good", "bad"], ["Ġgood"], "good", False),
+        (["good", "bad"], ["good"], "good", False),
+        (["good", "bad"], ["Ċ", "Ġgood"], "\n good", False),
+        (["good", "bad"], ["Ġgood"], "good", True),
+        (["été", "bad"], ["Ã©tÃ©"], "été", False),
+        (["été", "bad"], ["Ġété"], " été", True),
+    ],
+)
+def test_tokens_in_the_form_of_a_vocabulary(
+    labels: list[str], tokens: list[str], text: str, encoded: bool
+) -> None:
+    """A server reports tokens as `Ġgood`, and all of its answers are unparsable."""
+    log_p, unparsable = teacher(labels).labels.read([reported(tokens, text, encoded)])
+    assert not unparsable
+    assert shares(log_p) == [0.8, 0.2]
+
+
+def test_a_letter_that_vocabularies_use_for_spaces() -> None:
+    """A label in Maltese loses its first letter."""
+    log_p, _ = teacher(["Ġurnata", "bad"]).labels.read([reported(["Ġurnata"], "Ġurnata")])
+    assert shares(log_p) == [1.0, 0.0]
+
+
+def test_tokens_that_are_not_text() -> None:
+    """A server reports `token_id:101` for `good`, and a user reads that `good` is unparsable, with a remedy for sentences."""
+    labels = teacher(["good", "bad"]).labels
+    with pytest.raises(TeacherError, match=naming("token_id:101", "teacher.soft_labels=samples", "one_hot")):
+        labels.read([choice({"token_id:101": 0.9, "token_id:7": 0.1}) | {"text": "good"}])
+    labels.read([choice({"good": 0.9, "bad": 0.1})])
+    odd = choice({"token_id:101": 0.9, "token_id:7": 0.1}) | {"text": "good"}
+    assert labels.read([odd]) == (None, [odd])
 
 
 @pytest.mark.parametrize(
