@@ -46,7 +46,7 @@ from kdcli.errors import DataError, listed, shown
 from kdcli.files import user_path
 from kdcli.hub import data_path
 from kdcli.tasks import row_schema_of
-from kdcli.tasks.columns import LOOKED_AT, Column, Fit
+from kdcli.tasks.columns import LOOKED_AT, Column, Fit, is_language
 from kdcli.tasks.rows import SPLIT_COLUMNS, RawSplit, Row, RowSchema, labels_of, row_hash
 
 SAMPLE = 20_000
@@ -67,7 +67,10 @@ TABLES = ("auto", "csv", "json", "jsonl", "parquet", "arrow")
 """The formats with columns that are not known before a file is read."""
 SIDES = (("source", "target"), ("src", "tgt"), ("src", "trg"))
 """The words by which the names of parallel text files differ, if these are no languages."""
-_LANGUAGE = re.compile(r"[a-z]{2,3}")
+CLASSES = (
+    {"neg", "pos"}, {"negative", "positive"}, {"bad", "good"}, {"ham", "spam"}, {"fake", "real"}, {"fake", "true"}, {"false", "true"},
+)  # fmt: skip
+"""The words by which the names of two text files differ that hold a class each."""
 
 
 class AllColumns(RowSchema):
@@ -241,16 +244,26 @@ def _parallel(path: Path) -> Pair | None:
 
 
 def _pair(file: Path, other: Path) -> Pair | None:
-    """Return two files whose names differ in the word of a language or of a side, which may be the suffix of texts that have no other one."""
+    """Return two files whose names differ in the word of a language or of a side, which may be the suffix of texts that have no other one.
+
+    Raises:
+        DataError: they differ in the word of a class.
+    """
     if any(data_suffix(each.name) in {*SUFFIXES_OF_DATA} - {".txt"} for each in (file, other)):
         return None
     words = [re.split(r"[\W_]+", each.name) for each in (file, other)]
     if len({len(own) for own in words}) > 1:
         return None
     different = [pair for pair in zip(*words, strict=True) if pair[0] != pair[1]]
-    if len(different) != 1 or not (different[0] in SIDES or all(map(_LANGUAGE.fullmatch, different[0]))):
+    if len(different) != 1:
         return None
-    return Pair(file, *different[0])
+    if {*different[0]} in CLASSES:
+        raise DataError(
+            f"{file.name} and {other.name} in {file.parent} look like a class each ({listed(different[0])}); write their texts and these names as rows of a "
+            "csv or jsonl file, and give that as dataset.path"
+        )
+    is_translation = different[0] in SIDES or all(map(is_language, different[0]))
+    return Pair(file, *different[0]) if is_translation else None
 
 
 def _of_name(given: str, path: Path, keys: Mapping[str, Any]) -> dict[str, Any]:

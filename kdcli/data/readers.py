@@ -34,6 +34,8 @@ KEYS_OF_LINES = ("delimiter", "columns", "words", "tags", "sentence")
 """The keys of `dataset` that say how lines of words with tags are read."""
 DOCUMENT = 1000
 """The minimum number of characters of a document of plain text."""
+_STANDOFF = re.compile(rb"[TREAMN#*]\d*\t")
+"""The beginning of a line of brat: the id of an annotation."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,11 @@ def require_data_file(path: Path, given: str) -> None:
         )
     if os.path.getsize(path) == 0:
         raise DataError(f"the data file {path} is empty; write it again, or give another one")
+    if path.suffix == ".ann" and _STANDOFF.match(DataFile.of(path).head()):
+        raise DataError(
+            f"{path} holds annotations of brat, whose texts are in other files; write both as CoNLL (brat's tools/anntoconll.py), and give that file with "
+            "dataset=conll dataset.path="
+        )
 
 
 def is_tagged(cfg: DatasetConfig, file: DataFile) -> bool:

@@ -29,7 +29,25 @@ _DATE = re.compile(
 )
 _NO_TEXT = re.compile(rf"{_DATE.pattern}|[\d\W]+|\S*\d\S*|https?://\S+|\S+@\S+\.\w+")
 """A value that is no text: a number or a date, an identifier, an address of the web or of a mailbox."""
-LANGUAGE = re.compile(r"[a-z]{2,3}([_-][A-Za-z]{2,4})?")
+_CODES = """
+aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en eo es et eu fa ff fi fj fo fr fy ga
+gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv
+mg mh mi mk ml mn mr ms mt my na nb nd ne ng nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr
+ss st su sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu afr amh ara asm ast aze bel ben bod bos bre bul
+cat ceb ces chi ckb cmn cym cze dan deu dsb dut ekk ell eng epo est eus ewe fao fas fij fil fin fra fre fry ger gla gle glg grc gre grn guj hat hau
+haw heb hin hrv hsb hun hye ibo ice ind isl ita jav jpn kan kat kaz khm kin kir kmr kor kur lao lat lav lin lit ltz lug lus mai mal mar mkd mlg mlt
+mon mri msa mya nds nep nld nno nob nor npi nso nya oci ori pan pes pol por pus que ron rum run rus san sin slk slv smo sna snd som spa sqi srp sun
+swa swe swh tam tat tel tgk tgl tha tir tpi tsn tuk tur uig ukr urd uzb vie wol xho yid yor yue zho zsm zul
+"""
+LANGUAGES = frozenset(_CODES.split())
+"""The codes of ISO 639-1, and those of ISO 639-3 that parallel corpora use. (Other words of three letters, such as bak, neg and raw, are codes as well.)"""
+_REGION = re.compile(r"[A-Za-z]{2,4}")
+
+
+def is_language(name: str) -> bool:
+    """Return whether a name is the code of a language, also with a region or a script: de, pt-BR, eng_Latn."""
+    code, *rest = re.split("[_-]", name)
+    return code in LANGUAGES and len(rest) < 2 and all(map(_REGION.fullmatch, rest))
 
 
 def _parsed(value: Any) -> Any:

@@ -321,3 +321,47 @@ def test_a_file_that_is_not_there(given: str, init: Init) -> None:
     done = init(given)
     assert done.exit_code == 2
     assert given in done.output
+
+
+def rows_of(texts: list[str], labels: list[object], between: str = ",") -> str:
+    """Lines of texts with labels."""
+    return "".join(f"{text}{between}{label}\n" for text, label in zip(texts, labels, strict=True))
+
+
+def some_texts(count: int = 60) -> list[str]:
+    """Different texts of a few words."""
+    drawn = random.Random(2)
+    return [f"{sentence(drawn)} {number}" for number in range(count)]
+
+
+@pytest.mark.parametrize("beside", ["reviews.bak", "reviews.md", "notes.txt", "reviews.tmx", "reviews.old"])
+def test_a_file_beside_another_one_is_no_translation_of_it(beside: str, init: Init) -> None:
+    """A table beside its backup or a readme becomes a translator, because the two names differ in three letters."""
+    name = "raw.txt" if beside == "notes.txt" else "reviews.txt"
+    table = "text\tlabel\n" + rows_of(some_texts(), ["bad", "good"] * 30, "\t")
+    Path(name).write_text(table, encoding="utf-8")
+    Path("tag.txt" if beside == "notes.txt" else beside).write_text(table, encoding="utf-8")
+    done = init(name)
+    assert done.exit_code == 0, done.output
+    require_words(done.output, "classification", "bad 30", "good 30")
+
+
+@pytest.mark.parametrize("given", ["texts", "texts/polarity.neg"])
+@pytest.mark.parametrize("names", ["polarity.neg polarity.pos", "ham.txt spam.txt"])
+def test_two_files_of_a_class_each_are_no_pairs(names: str, given: str, init: Init) -> None:
+    """A translator from bad reviews into good ones."""
+    Path("texts").mkdir()
+    for name in names.split():
+        Path("texts", name).write_text("\n".join(some_texts()), encoding="utf-8")
+    done = init(given if Path(given).exists() else "texts/ham.txt")
+    assert done.exit_code == 2, done.output
+    require_words(done.output, "csv or jsonl", "dataset.path", *names.split())
+
+
+def test_a_file_of_brat_is_refused_by_its_converter(init: Init) -> None:
+    """Annotations that stand apart from their texts are called a translation of these, or a file without rows."""
+    Path("one.ann").write_text("T1\tPER 0 4\tAnna\n", encoding="utf-8")
+    Path("one.txt").write_text("Anna left.\n", encoding="utf-8")
+    done = init("one.ann")
+    assert done.exit_code == 2, done.output
+    require_words(done.output, "one.ann", "brat", "anntoconll.py", "dataset=conll")

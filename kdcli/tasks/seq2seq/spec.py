@@ -51,24 +51,20 @@ class Seq2SeqSpec(TaskSpec):
 
     def fits(self, columns: Sequence[Column], given: Mapping[str, Any]) -> Iterator[Fit]:
         """Yield columns that are called source and target or so, or by two languages; a mapping of two languages; two columns of texts."""
-        from kdcli.tasks.columns import LANGUAGE, POSSIBLE, Fit, texts_alone, usual_pair
+        from kdcli.tasks.columns import POSSIBLE, Fit, is_language, texts_alone, usual_pair
 
         def are_texts(source: Column, target: Column) -> bool:
             return source.is_text and target.is_text and not target.looks_like_labels
 
         if pair := usual_pair(columns, SOURCES, are_texts):
             yield Fit({"source": pair[0], "target": pair[1]})
-        languages = [column.name for column in columns if LANGUAGE.fullmatch(column.name) and column.is_text]
+        languages = [column.name for column in columns if is_language(column.name) and column.is_text]
         if len(languages) == 2 and "id" not in languages:
             yield Fit({"source": languages[0], "target": languages[1]})
         for column in columns:
             mappings = [value for value in column.values if isinstance(value, dict)]
             names = list(dict.fromkeys(key for value in mappings[:100] for key in value))
-            if (
-                len(mappings) == len(column.values)
-                and len(names) == 2
-                and all(map(LANGUAGE.fullmatch, names))
-            ):
+            if len(mappings) == len(column.values) and len(names) == 2 and all(map(is_language, names)):
                 yield Fit({"source": f"{column.name}.{names[0]}", "target": f"{column.name}.{names[1]}"})
         if len(texts := texts_alone(columns)) == 2:
             yield Fit({"source": texts[0], "target": texts[1]}, POSSIBLE)
