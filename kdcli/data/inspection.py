@@ -51,7 +51,19 @@ from kdcli.tasks.rows import SPLIT_COLUMNS, RawSplit, Row, RowSchema, labels_of,
 
 SAMPLE = 20_000
 """The maximum number of rows of a file that are examined."""
-CHOSEN_BY = ("task", "text", "label", "words", "tags", "prompt", "completion", "messages", "source", "target")
+CHOSEN_BY = (
+    "task",
+    "text",
+    "text_pair",
+    "label",
+    "words",
+    "tags",
+    "prompt",
+    "completion",
+    "messages",
+    "source",
+    "target",
+)
 """The keys of `dataset` that choose a task, or a column of it."""
 TABLE_KEYS = ("delimiter", "quote", "escape", "columns", "field")
 """The keys of `dataset` that a text without columns does not have."""

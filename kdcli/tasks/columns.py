@@ -41,6 +41,8 @@ swa swe swh tam tat tel tgk tgl tha tir tpi tsn tuk tur uig ukr urd uzb vie wol 
 """
 LANGUAGES = frozenset(_CODES.split())
 """The codes of ISO 639-1, and those of ISO 639-3 that parallel corpora use. (Other words of three letters, such as bak, neg and raw, are codes as well.)"""
+_FIRST = re.compile(r"(?<!^column)1$|(^|[\W_])a$")
+"""The end of the name of the first one of two columns. (Columns of a file without a header are called column1, column2 …)"""
 _REGION = re.compile(r"[A-Za-z]{2,4}")
 
 
@@ -164,6 +166,17 @@ def usual_pair(
         if first in by_name and second in by_name and fits(by_name[first], by_name[second]):
             return by_name[first].name, by_name[second].name
     return None
+
+
+def numbered_pairs(columns: Iterable[Column]) -> list[tuple[str, str]]:
+    """Return the names of columns that end in 1 and 2, or in a and b, in small letters: question1 and question2, sentence_A and sentence_B; not those of
+    longer series, such as option1 to option4."""
+    names = {column.name.lower() for column in columns}
+    firsts = [name for name in names if _FIRST.search(name)]
+    series = [[name[:-1] + end for end in ("23" if name[-1] == "1" else "bc")] for name in firsts]
+    return [
+        (name, second) for name, (second, third) in zip(firsts, series, strict=True) if third not in names
+    ]
 
 
 def texts_alone(columns: Sequence[Column]) -> list[str]:

@@ -365,3 +365,41 @@ def test_a_file_of_brat_is_refused_by_its_converter(init: Init) -> None:
     done = init("one.ann")
     assert done.exit_code == 2, done.output
     require_words(done.output, "one.ann", "brat", "anntoconll.py", "dataset=conll")
+
+
+@pytest.mark.parametrize(
+    ("header", "pair"),
+    [
+        ("premise,hypothesis,gold_label", ("premise", "hypothesis")),
+        ("id,question1,question2,is_duplicate", ("question1", "question2")),
+        ("sentence_A,sentence_B,label", ("sentence_A", "sentence_B")),
+        ("title,body,label", ("body", None)),
+        ("option1,option2,option3,label", ("option2", None)),
+    ],
+)
+def test_the_two_texts_of_a_pair_are_read(header: str, pair: tuple[str, str | None], init: Init) -> None:
+    """A classifier of pairs that is trained on one of their texts, without a word of the other one."""
+    count = len(header.split(",")) - 1 - header.startswith("id")
+    texts = [some_texts(120)[60 * (at % 2) : 60 + 60 * (at % 2)] for at in range(count)]
+    rows = [
+        f"{index}," * header.startswith("id") + ",".join(own)
+        for index, own in enumerate(zip(*texts, strict=True))
+    ]
+    Path("pairs.csv").write_text(f"{header}\n{rows_of(rows, ['yes', 'no', 'maybe'] * 20)}", encoding="utf-8")
+    done = init("pairs.csv")
+    assert done.exit_code == 0, done.output
+    dataset = yaml.safe_load(Path("kdcli.yaml").read_text())["dataset"]
+    assert (dataset["text"], dataset.get("text_pair")) == pair
+    if pair[1] is None:
+        require_words(done.output, "dataset.text_pair=")
+
+
+def test_the_second_text_can_be_given(init: Init) -> None:
+    """A given key of the second text that leaves the first one to be the same column."""
+    first, second = some_texts(120)[:60], some_texts(120)[60:]
+    rows = [f"{one},{other}" for one, other in zip(first, second, strict=True)]
+    Path("pairs.csv").write_text(f"title,body,label\n{rows_of(rows, ['yes', 'no'] * 30)}", encoding="utf-8")
+    done = init("pairs.csv", "dataset.text_pair=body")
+    assert done.exit_code == 0, done.output
+    dataset = yaml.safe_load(Path("kdcli.yaml").read_text())["dataset"]
+    assert (dataset["text"], dataset["text_pair"], dataset["label"]) == ("title", "body", "label")

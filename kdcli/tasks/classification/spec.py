@@ -23,6 +23,11 @@ PEOPLE = frozenset({
     "user", "username", "user_id", "userid", "author", "author_id", "sender", "from", "to", "reviewer", "customer", "owner", "speaker",
 })  # fmt: skip
 """Names of columns of people, who repeat and are no classes, unless the user says so. (Teams and assignees are: tickets are routed.)"""
+PAIRS = (
+    ("premise", "hypothesis"), ("claim", "evidence"), ("query", "passage"), ("query", "document"), ("question", "passage"),
+    ("question", "context"), ("question", "sentence"), ("context", "question"),
+)  # fmt: skip
+"""The usual names of the columns of the two texts of a pair, besides those that differ in a number or a letter alone."""
 SHORT = 20
 """Characters of a label, in the mean, in a column that is called so and may hold something else."""
 
@@ -47,8 +52,8 @@ class ClassificationSpec(TaskSpec):
         return True
 
     def fits(self, columns: Sequence[Column], given: Mapping[str, Any]) -> Iterator[Fit]:
-        """Yield a column of texts with one of labels: the one that is given or is called so, or else each that looks like labels."""
-        from kdcli.tasks.columns import LIKELY, NAMED, Fit
+        """Yield a column of texts, or the two of a pair, with one of labels: the one that is given or is called so, or else each that looks like labels."""
+        from kdcli.tasks.columns import LIKELY, NAMED, Fit, numbered_pairs, usual_pair
 
         columns = [column.with_label_names for column in columns]
         labels = [column for column in columns if column.name == given.get("label")]
@@ -72,11 +77,17 @@ class ClassificationSpec(TaskSpec):
                 if column.is_text and column is not label and column.filled >= 0.5
             ]
             texts = [column for column in texts if not column.looks_like_labels] or texts
+            pair = usual_pair(texts, (*PAIRS, *numbered_pairs(texts)), lambda first, second: True)
+            if pair and not {"text", "text_pair"} & {*given}:
+                yield Fit({"text": pair[0], "text_pair": pair[1], "label": label.name}, sureness)
+                continue
+            second = {"text_pair": str(given["text_pair"])} if given.get("text_pair") else {}
+            texts = [column for column in texts if column.name not in second.values()]
             chosen = [column for column in columns if column.name == given.get("text")]
             usual = [column for name in TEXTS for column in texts if column.name.lower() == name]
             longest = sorted(texts, key=lambda column: -column.length)
             for text in [*chosen, *usual, *longest][:1]:
-                yield Fit({"text": text.name, "label": label.name}, sureness)
+                yield Fit({"text": text.name, **second, "label": label.name}, sureness)
 
     def check(self, cfg: Dataset) -> None:
         """Check that the columns differ, and that there is one with labels."""
