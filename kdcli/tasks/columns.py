@@ -12,7 +12,7 @@ from kdcli.errors import DataError
 from kdcli.tasks.causal_lm.conversations import is_conversation
 from kdcli.tasks.labels import number_of, read_label
 from kdcli.tasks.notation import decode_notation
-from kdcli.tasks.token_classification.spans import holds_spans
+from kdcli.tasks.token_classification.spans import holds_spans, looks_like_span
 
 MOST_CLASSES, SHARE = 200, 0.2
 """The maximum number of different values of a column that looks like labels, and their maximum share of the rows."""
@@ -20,10 +20,12 @@ LONGEST_LABEL = 60
 """The maximum mean number of characters of a label."""
 MANY_SCORES = 10
 """The number of different fractions from which on a column looks like scores."""
+MOSTLY = 0.95
+"""The minimum share of strings in a column of texts: a text of digits may be a number."""
 LOOKED_AT = 100
 """The number of values from which the kind of a column is determined."""
-NAMED, LIKELY, POSSIBLE = 2, 1, 0
-"""How sure a fit is: the names or the values of the columns are those of the task; they look so; nothing speaks against it."""
+CERTAIN, NAMED, LIKELY, POSSIBLE = 3, 2, 1, 0
+"""How sure a fit is: no other task has such values; the names or the values of the columns are those of the task; they look so; nothing speaks against it."""
 _DATE = re.compile(
     r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([T ][\d:.]+.*)?|\d{1,2}[ .-][A-Za-z]{3,9}[ .,-]+\d{2,4}.*|[A-Za-z]{3,9}\.? \d{1,2},? \d{4}.*"
 )
@@ -43,6 +45,14 @@ LANGUAGES = frozenset(_CODES.split())
 """The codes of ISO 639-1, and those of ISO 639-3 that parallel corpora use. (Other words of three letters, such as bak, neg and raw, are codes as well.)"""
 _FIRST = re.compile(r"(?<!^column)1$|(^|[\W_])a$")
 """The end of the name of the first one of two columns. (Columns of a file without a header are called column1, column2 …)"""
+LABELS = (
+    "label", "labels", "class", "category", "sentiment", "intent", "topic", "rating", "stars", "polarity", "emotion", "cats", "annotations", "target", "y",
+)  # fmt: skip
+"""The usual names of columns of labels, the most usual first."""
+AMBIGUOUS = frozenset({"target", "y"})
+"""Names of columns of labels which a column of texts may have as well."""
+TAGS = frozenset({"ner_tags", "tags", "tag", "ner", "word_labels"})
+"""The usual names of columns of tags."""
 _REGION = re.compile(r"[A-Za-z]{2,4}")
 
 
@@ -59,6 +69,10 @@ def _parsed(value: Any) -> Any:
         except ValueError:
             return value
     return value
+
+
+def _are_spans(value: Any) -> bool:
+    return holds_spans(value) and all(map(looks_like_span, value if isinstance(value, list) else [value]))
 
 
 @dataclass(frozen=True)
@@ -93,11 +107,12 @@ class Column:
 
     @property
     def is_text(self) -> bool:
-        """Whether all values are texts: neither written lists, nor dates, numbers, identifiers, addresses, or always the same."""
-        if not self.values or not all(isinstance(value, str) for value in self.values) or self.is_list:
+        """Whether nearly all values are texts: neither written lists, nor dates, numbers, identifiers, addresses, or always the same."""
+        texts = [value for value in self.values if isinstance(value, str)]
+        if not texts or len(texts) < MOSTLY * len(self.values) or self.is_list:
             return False
         is_constant = len(self.values) > 1 and self.distinct == 1
-        return not is_constant and not all(map(_NO_TEXT.fullmatch, self.values[:LOOKED_AT]))
+        return not is_constant and not all(map(_NO_TEXT.fullmatch, texts[:LOOKED_AT]))
 
     @property
     def is_turns(self) -> bool:
@@ -108,7 +123,18 @@ class Column:
     def is_spans(self) -> bool:
         """Whether the values are spans of characters; a row may have none."""
         parsed = [_parsed(value) for value in self.values[:LOOKED_AT]]
-        return any(map(holds_spans, parsed)) and all(value == [] or holds_spans(value) for value in parsed)
+        return any(parsed) and all(value == [] or _are_spans(value) for value in parsed)
+
+    @property
+    def is_mapping(self) -> bool:
+        """Whether the values are mappings."""
+        return bool(self.values) and all(isinstance(value, dict) for value in self.values[:LOOKED_AT])
+
+    @property
+    def is_called_labels(self) -> bool:
+        """Whether its name, or a key of its mappings, is a usual one of labels or of tags."""
+        keys = [key.lower() for value in self.values[:LOOKED_AT] if isinstance(value, dict) for key in value]
+        return not ({*LABELS, *TAGS} - AMBIGUOUS).isdisjoint([self.name.lower(), *keys])
 
     @property
     def with_label_names(self) -> Column:
@@ -146,7 +172,7 @@ class Fit:
 
     Attributes:
         keys: of `dataset`, with the names of the columns.
-        sureness: NAMED, LIKELY or POSSIBLE.
+        sureness: CERTAIN, NAMED, LIKELY or POSSIBLE.
     """
 
     keys: Mapping[str, str | None]
@@ -180,7 +206,7 @@ def numbered_pairs(columns: Iterable[Column]) -> list[tuple[str, str]]:
 
 
 def texts_alone(columns: Sequence[Column]) -> list[str]:
-    """Return the columns of texts, if none looks like labels and none holds lists."""
-    if any(column.looks_like_labels or column.is_list for column in columns):
+    """Return the columns of texts, if none looks like labels or is called so, and none holds lists."""
+    if any(column.looks_like_labels or column.is_list or column.is_called_labels for column in columns):
         return []
     return [column.name for column in columns if column.is_text]

@@ -403,3 +403,66 @@ def test_the_second_text_can_be_given(init: Init) -> None:
     assert done.exit_code == 0, done.output
     dataset = yaml.safe_load(Path("kdcli.yaml").read_text())["dataset"]
     assert (dataset["text"], dataset["text_pair"], dataset["label"]) == ("title", "body", "label")
+
+
+def words_and_tags(between: str) -> list[tuple[str, str]]:
+    """Sentences with a tag for each word, in one text."""
+    drawn = random.Random(3)
+    lengths = [drawn.randint(3, 6) for _ in range(40)]
+    return [
+        (f"Anna saw {sentence(drawn, length)}", between.join(["B-PER", "O", *["O"] * length]))
+        for length in lengths
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "between"),
+    [(("sentence", "word_labels"), ","), (("text", "labels"), " "), (("tokens", "tags"), " ")],
+)
+def test_words_and_tags_that_are_joined(names: tuple[str, str], between: str, init: Init) -> None:
+    """A language model of sentences whose tags are left out, because one text holds the tags of all words."""
+    rows = [dict(zip(names, row, strict=True)) for row in words_and_tags(between)]
+    Path("joined.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    done = init("joined.jsonl")
+    assert done.exit_code == 0, done.output
+    dataset = yaml.safe_load(Path("kdcli.yaml").read_text())["dataset"]
+    assert (dataset["words"], dataset["tags"]) == names
+
+
+@pytest.mark.parametrize(
+    ("label", "named"),
+    [
+        ("id-{:08x}-4abc", ["'label'", "identifier", "dataset.label="]),
+        ("one more long text of row {}", ["'label'", "free text", "dataset.label="]),
+    ],
+)
+def test_a_column_called_label_is_not_left_out(label: str, named: list[str], init: Init) -> None:
+    """A language model of the texts alone, because the column that is called label holds no classes."""
+    labels: list[object] = [label.format(number) for number in range(60)]
+    Path("ids.csv").write_text(f"text,label\n{rows_of(some_texts(), labels)}", encoding="utf-8")
+    done = init("ids.csv")
+    assert done.exit_code == 2, done.output
+    require_words(done.output, *named)
+
+
+@pytest.mark.parametrize("score", [0.9, None])
+@pytest.mark.parametrize("column", ["label", "prediction"])
+def test_a_label_in_a_mapping_is_no_span(column: str, score: float | None, init: Init) -> None:
+    """A prediction with its score is called a broken span, or is left out of a language model."""
+    rows = [
+        {"text": text, column: {"label": "ab"[n % 2], "score": score or (n + 1) / 64}}
+        for n, text in enumerate(some_texts())
+    ]
+    Path("predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    done = init("predictions.jsonl")
+    assert done.exit_code == 0, done.output
+    assert yaml.safe_load(Path("kdcli.yaml").read_text())["dataset"]["label"] == f"{column}.label"
+
+
+def test_one_number_among_texts(init: Init) -> None:
+    """A file that fits no task, because one text of 60 is a number."""
+    rows = [{"text": text, "label": "ab"[n % 2]} for n, text in enumerate([*some_texts(59), 7])]
+    Path("texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    done = init("texts.jsonl")
+    assert done.exit_code == 0, done.output
+    require_words(done.output, "classification", "line 60", "dataset.bad_rows")

@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 TEXTS = (
     "text", "sentence", "body", "content", "message", "review", "comment", "tweet", "utterance", "query", "question", "description", "title",
 )  # fmt: skip
-LABELS = (
-    "label", "labels", "class", "category", "sentiment", "intent", "topic", "rating", "stars", "polarity", "emotion", "cats", "annotations", "target", "y",
-)  # fmt: skip
-"""The usual names of columns, the most usual first."""
+"""The usual names of columns of texts, the most usual first."""
 PEOPLE = frozenset({
     "user", "username", "user_id", "userid", "author", "author_id", "sender", "from", "to", "reviewer", "customer", "owner", "speaker",
 })  # fmt: skip
@@ -53,24 +50,32 @@ class ClassificationSpec(TaskSpec):
 
     def fits(self, columns: Sequence[Column], given: Mapping[str, Any]) -> Iterator[Fit]:
         """Yield a column of texts, or the two of a pair, with one of labels: the one that is given or is called so, or else each that looks like labels."""
-        from kdcli.tasks.columns import LIKELY, NAMED, Fit, numbered_pairs, usual_pair
+        from kdcli.tasks.columns import (
+            AMBIGUOUS,
+            LABELS,
+            LIKELY,
+            NAMED,
+            POSSIBLE,
+            Fit,
+            numbered_pairs,
+            usual_pair,
+        )
 
         columns = [column.with_label_names for column in columns]
-        labels = [column for column in columns if column.name == given.get("label")]
-        named = [column for name in LABELS for column in columns if column.name.lower() == name]
-        short = [
+        flat = [column for column in columns if not (column.is_spans or column.is_turns or column.is_mapping)]
+        chosen = [column for column in flat if column.name == given.get("label")]
+        named = [
             column
-            for column in named
-            if column.length <= SHORT and column.name.lower() not in ("target", "y")
+            for name in LABELS
+            for column in flat
+            if column.name.lower().rpartition(".")[2] == name
+            and (column.looks_like_labels or column.name.lower() not in AMBIGUOUS)
         ]
-        labels = labels or [column for column in named if column.looks_like_labels or column in short][:1]
-        sureness = NAMED if labels else LIKELY
-        others = [
-            column for column in columns if column.looks_like_labels and column.name.lower() not in PEOPLE
-        ]
-        for label in labels or others:
-            if label.is_spans or label.is_turns:
-                continue
+        likely = [column for column in named if column.looks_like_labels or column.length <= SHORT]
+        others = [column for column in flat if column.looks_like_labels and column.name.lower() not in PEOPLE]
+        ways = ((chosen, NAMED), (likely[:1], NAMED), (others, LIKELY), (named[:1], POSSIBLE))
+        labels, sureness = next((way for way in ways if way[0]), ways[-1])
+        for label in labels:
             texts = [
                 column
                 for column in columns

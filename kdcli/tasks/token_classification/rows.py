@@ -178,7 +178,7 @@ class TokenClassificationRows(LabelledRows):
                 f"{where}: the tags are missing; write [] for a text without spans, and O for a word in no entity"
             )
         if isinstance(tags, str):
-            tags = _split(
+            tags = split_tags(
                 tags, words.split() if isinstance(words, str) else require_list(words, "words", where)
             )
         of_text = isinstance(words, str) or tokens is not None
@@ -341,7 +341,7 @@ def _is_empty(value: Any) -> bool:
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
-def _split(tags: str, words: list[Any]) -> list[str]:
+def split_tags(tags: str, words: list[Any]) -> list[str]:
     """Return the tags of a text of tags: between spaces, or between commas."""
     size = len(words)
     spaced, commas = tags.split(), [tag.strip() for tag in tags.split(",")]

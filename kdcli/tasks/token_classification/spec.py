@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +19,26 @@ COLUMNS = (
     ("words", "ner"), ("words", "labels"), ("word", "tag"), ("token", "tag"), ("text", "entities"), ("text", "spans"), ("text", "label"),
 )  # fmt: skip
 """The usual names of the columns of words and tags."""
+SHARE = 0.2
+"""The maximum number of different tags, in each of the words."""
+
+
+def _have_a_tag_a_word(words: Column, tags: Column) -> bool:
+    """Return whether one column has texts, and another one as many tags in a text as these have words."""
+    from kdcli.tasks.columns import LOOKED_AT
+    from kdcli.tasks.token_classification.rows import split_tags
+    from kdcli.tasks.token_classification.scheme import is_outside, looks_prefixed
+
+    if len(words.values) != len(tags.values):
+        return False
+    rows = list(zip(words.values[:LOOKED_AT], tags.values[:LOOKED_AT], strict=True))
+    if not all(isinstance(text, str) and isinstance(own, str) for text, own in rows):
+        return False
+    cut = [(text.split(), split_tags(own, text.split())) for text, own in rows]
+    counts = Counter(tag for _, own in cut for tag in own)
+    is_long = counts.total() >= 2 * len(cut) and len(counts) <= SHARE * counts.total()
+    are_tags = all(tag == tag.upper() or looks_prefixed(tag) or is_outside(tag) for tag in counts)
+    return is_long and are_tags and all(len(own) == len(tags_of) for own, tags_of in cut)
 
 
 class TokenClassificationSpec(TaskSpec):
@@ -64,12 +86,16 @@ class TokenClassificationSpec(TaskSpec):
 
     def fits(self, columns: Sequence[Column], given: Mapping[str, Any]) -> Iterator[Fit]:
         """Yield lists of words with lists of tags, texts with spans, or a word a row."""
-        from kdcli.tasks.columns import LOOKED_AT, Fit, usual_pair
+        from kdcli.tasks.columns import CERTAIN, LOOKED_AT, Fit, usual_pair
         from kdcli.tasks.token_classification.spans import contains_spans
 
         def are_tags(words: Column, tags: Column) -> bool:
-            return (words.is_list and tags.is_list) or tags.is_spans or words.name.lower() in WORD
+            are_lists = words.is_list and tags.is_list
+            return are_lists or tags.is_spans or words.name.lower() in WORD
 
+        for words, tags in itertools.permutations(columns, 2):
+            if words.is_text and _have_a_tag_a_word(words, tags):
+                yield Fit({"words": words.name, "tags": tags.name}, CERTAIN)
         if pair := usual_pair(columns, COLUMNS, are_tags):
             yield Fit({"words": pair[0], "tags": pair[1]})
             return
