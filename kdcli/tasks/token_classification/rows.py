@@ -31,8 +31,10 @@ from kdcli.tasks.token_classification.scheme import (
     scheme_of,
 )
 from kdcli.tasks.token_classification.spans import (
+    COUNTS,
     CUTS,
     SECOND,
+    SPANS,
     holds_spans,
     literal,
     tagged,
@@ -45,6 +47,8 @@ SENTENCE = re.compile(r"sent(ence)?(id|idx|index|number|num|no|nr)?|sid", re.IGN
 """The name, without signs, of a column that numbers the sentences of a table with a word a row."""
 ONE_WORD = 0.9
 """The share of rows of one word above which a table has a word a row."""
+NEARLY_ALL = 0.9
+"""The share of the spans that cut a word from which on another way to count their places explains them."""
 BLANKS = "words that are white space or invisible characters are dropped"
 
 
@@ -69,7 +73,7 @@ class TokenClassificationRows(LabelledRows):
         self.notes: Counter[str] = Counter()
         self.blank: str | None = None
         self.untagged: str | None = None
-        self.spans = 0
+        self.cut: str | None = None
 
     def column_paths(self, columns: list[str], name: str, nested: bool = False) -> list[list[str]]:
         """Return the paths to words and tags, and before them those to the number of the sentence and to Prodigy's answer, if there is one."""
@@ -189,12 +193,14 @@ class TokenClassificationRows(LabelledRows):
                     "spans of characters, name the column of the texts with dataset.words="
                 )
             text = words if isinstance(words, str) else ""
-            self.spans += len(tags)
             tags = tagged(places, text, tags, where, self.notes)
+            self.cut = self.cut or (where if self.notes[CUTS] else None)
             return [text[start:end] for start, end in places] if text else words, tags
         if isinstance(words, str):
             words = (
-                [words[start:end] for start, end in places] if tags is None and self.spans else words.split()
+                [words[start:end] for start, end in places]
+                if tags is None and self.notes[SPANS]
+                else words.split()
             )
         words = require_list(words, "words", where)
         if isinstance(words[0], list | dict):
@@ -227,11 +233,28 @@ class TokenClassificationRows(LabelledRows):
             )
         scheme = scheme_of(self.labels, self.cfg.outside or ())
         self._tell(scheme, counts)
-        for note in (CUTS, SECOND, BLANKS):
+        self._require_places()
+        for note in (SECOND, BLANKS):
             if number := self.notes[note]:
                 first = f" (the first: {self.blank})" if note == BLANKS else ""
-                level = log_level(number, self.spans) if note == CUTS else logging.WARNING
-                logger.log(level, "%s: %d %s%s", self.cfg.path, number, note, first)
+                logger.warning("%s: %d %s%s", self.cfg.path, number, note, first)
+
+    def _require_places(self) -> None:
+        """Log how many spans cut a word.
+
+        Raises:
+            DataError: they are most spans, and nearly all of them would not if their places were counted in another way.
+        """
+        cuts, spans = self.notes[CUTS], self.notes[SPANS]
+        way, fitting = max(((way, self.notes[way]) for way in COUNTS), key=lambda each: each[1])
+        if cuts > spans / 2 and fitting >= NEARLY_ALL * cuts:
+            raise DataError(
+                f"{self.cut}: {cuts:,} of {spans:,} {CUTS}; {fitting:,} of these do not if their places {way}; write places that count characters from 0, with an "
+                "exclusive end, into the column of dataset.tags"
+            )
+        if cuts:
+            level = log_level(cuts, spans)
+            logger.log(level, "%s: %d of %d %s (the first: %s)", self.cfg.path, cuts, spans, CUTS, self.cut)
 
     def _fill_outside(self, sources: RawSplits) -> None:
         """Tag words whose tag is an empty cell O, if no tag means no entity by its name. Otherwise their rows are bad."""

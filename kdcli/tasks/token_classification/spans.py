@@ -18,6 +18,14 @@ TYPE = "label", "labels", "type", "tag", "entitytype", "entitygroup", "entity", 
 LISTS = "entities", "spans", "result", "annotations"
 """The keys of lists of spans."""
 CUTS = "spans begin or end inside of a word, which is then tagged entirely"
+SPANS = "spans"
+COUNTS = {
+    "count bytes of UTF-8": lambda text, start, end: (_before(text, start, "utf-8"), _before(text, end, "utf-8")),
+    "count units of UTF-16": lambda text, start, end: (_before(text, start, "utf-16-le"), _before(text, end, "utf-16-le")),
+    "count from 1": lambda text, start, end: (start - 1, end - 1),
+}  # fmt: skip
+"""The other ways to count the places of a span, each with a function that returns the characters from and to which a span of a text goes. (An inclusive
+end is none: the words that it cuts are the right ones.)"""
 SECOND = "texts have the labels of several annotators, of which the first ones are read"
 
 
@@ -142,13 +150,31 @@ def tagged(
             )
         last = span
         inside = [word for word, (start, end) in enumerate(bounds) if start < span.end and end > span.start]
-        notes[CUTS] += any(bounds[word][0] < _skip(text, span) for word in inside[:1]) or any(
+        notes[SPANS] += 1
+        if any(bounds[word][0] < _skip(text, span) for word in inside[:1]) or any(
             bounds[word][1] > span.end for word in inside[-1:]
-        )
+        ):
+            notes[CUTS] += 1
+            notes.update(
+                way
+                for way, places in COUNTS.items()
+                if _are_words(bounds, *places(text, span.start, span.end))
+            )
         free = [word for word in inside if tags[word] == "O"]
         for index, word in enumerate(free):
             tags[word] = f"{'I' if index else 'B'}-{span.type}"
     return tags
+
+
+def _before(text: str, units: int, encoding: str) -> int:
+    """Return the number of characters in so many bytes of UTF-8, or so many units of two bytes of UTF-16."""
+    size = units if encoding == "utf-8" else 2 * units
+    return len(text.encode(encoding, "surrogatepass")[:size].decode(encoding, "ignore"))
+
+
+def _are_words(bounds: Sequence[tuple[int, int]], start: int, end: int) -> bool:
+    """Return whether a word begins at one place, and one ends at the other."""
+    return any(first == start for first, _ in bounds) and any(last == end for _, last in bounds)
 
 
 def _skip(text: str, span: Span) -> int:
@@ -202,6 +228,8 @@ def _span(value: Any, text: str, where: str) -> Span:
         raise _unreadable(value, where)
     if isinstance(kind, list) and len(kind) == 1:
         kind = kind[0]
+    if isinstance(kind, int) and not isinstance(kind, bool):  # the id of a label
+        kind = str(kind)
     if (
         not isinstance(start, int)
         or not isinstance(end, int)
@@ -215,15 +243,14 @@ def _span(value: Any, text: str, where: str) -> Span:
     if start < 0 or end <= start or (text and end > len(text)):
         of = f" of a text of {len(text)} characters" if text else ""
         raise DataError(
-            f"{where}: the span [{start}, {end}, {shown(kind)}]{of} does not lie in it; its end is exclusive"
+            f"{where}: the span [{start}, {end}, {shown(kind)}]{of} does not lie in it; write places that count characters from 0, with an exclusive end"
         )
     return Span(start, end, kind.strip())
 
 
 def _placed(start: int, end: int, quoted: str, text: str, where: str) -> tuple[int, int]:
     """Return where a span lies that quotes its text: its end may be inclusive, or its places may count UTF-16 units, as JavaScript does."""
-    units = text.encode("utf-16-le", "surrogatepass")
-    before, upto = (len(units[: 2 * index].decode("utf-16-le", "ignore")) for index in (start, end))
+    before, upto = (_before(text, place, "utf-16-le") for place in (start, end))
     for first, last in ((start, end), (start, end + 1), (before, upto)):
         if 0 <= first < last and text[first:last].strip() == quoted.strip():
             return first, last

@@ -171,6 +171,13 @@ READ_SPANS: dict[str, tuple[dict[str, Any], str, str, Sentences]] = {
         {"id": 1, "text": TEXT, "entities": spans("start_offset", "end_offset", "label", id=1), "relations": []},
         "text", "entities", [TAGGED],
     ),
+    "doccano, old: the id of a label": (
+        {"text": TEXT, "annotations": [
+            {"label": 1, "start_offset": 0, "end_offset": 8, "user": 1}, {"label": 2, "start_offset": 18, "end_offset": 27, "user": 1},
+        ]},
+        "text", "annotations", [[(word, tag.replace("PER", "1").replace("LOC", "2")) for word, tag in TAGGED]],
+    ),
+    "spans with an inclusive end": ({"text": TEXT, "label": [[0, 7, "PER"], [18, 26, "LOC"]]}, "text", "label", [TAGGED]),
     "Prodigy and spaCy: spans with start, end and label": (
         {"text": TEXT, "spans": spans("start", "end", "label", token_start=0)}, "text", "spans", [TAGGED],
     ),
@@ -231,6 +238,18 @@ REFUSED_SPANS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "spans that quote another text": (
         {"text": TEXT, "label": [{"start": 0, "end": 4, "text": "Otto", "label": "PER"}]},
         ["line 1", "'Otto'", "'Anna'"],
+    ),
+    "places that count bytes": (
+        {"text": f"Señor ü {TEXT} There.", "label": [[10, 18, "PER"], [28, 38, "LOC"]]},
+        ["line 1", "2 of 2 spans", "UTF-8", "dataset.tags"],
+    ),
+    "places that count units of UTF-16": (
+        {"text": f"😀 {TEXT}", "label": [[3, 11, "PER"], [21, 30, "LOC"]]},
+        ["line 1", "2 of 2 spans", "UTF-16", "dataset.tags"],
+    ),
+    "places that count from 1": (
+        {"text": TEXT, "label": [[1, 9, "PER"], [19, 28, "LOC"]]},
+        ["line 1", "2 of 2 spans", "from 1", "dataset.tags"],
     ),
     "spans of words": (
         {"text": TEXT.split(), "label": [[0, 1, "PER"]]},
