@@ -6,11 +6,12 @@ import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
 
 from kdcli.errors import DataError
 from kdcli.tasks.causal_lm.conversations import is_conversation
-from kdcli.tasks.labels import number_of, read_label
+from kdcli.tasks.labels import DATE, number_of, read_label
 from kdcli.tasks.notation import decode_notation
 from kdcli.tasks.token_classification.spans import holds_spans, looks_like_span
 
@@ -26,10 +27,7 @@ LOOKED_AT = 100
 """The number of values from which the kind of a column is determined."""
 CERTAIN, NAMED, LIKELY, POSSIBLE = 3, 2, 1, 0
 """How sure a fit is: no other task has such values; the names or the values of the columns are those of the task; they look so; nothing speaks against it."""
-_DATE = re.compile(
-    r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([T ][\d:.]+.*)?|\d{1,2}[ .-][A-Za-z]{3,9}[ .,-]+\d{2,4}.*|[A-Za-z]{3,9}\.? \d{1,2},? \d{4}.*"
-)
-_NO_TEXT = re.compile(rf"{_DATE.pattern}|[\d\W]+|\S*\d\S*|https?://\S+|\S+@\S+\.\w+")
+_NO_TEXT = re.compile(rf"{DATE.pattern}|[\d\W]+|\S*\d\S*|https?://\S+|\S+@\S+\.\w+")
 """A value that is no text: a number or a date, an identifier, an address of the web or of a mailbox."""
 _CODES = """
 aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en eo es et eu fa ff fi fj fo fr fy ga
@@ -160,7 +158,9 @@ class Column:
     @property
     def looks_like_labels(self) -> bool:
         """Whether few different short values repeat, which are no dates."""
-        if all(isinstance(value, str) and _DATE.fullmatch(value) for value in self.values[:LOOKED_AT]):
+        if all(
+            isinstance(value, str | date) and DATE.fullmatch(str(value)) for value in self.values[:LOOKED_AT]
+        ):
             return False
         few = 2 <= self.distinct <= min(MOST_CLASSES, max(2, SHARE * len(self.values)))
         return few and self.length <= LONGEST_LABEL and not self.is_list and not self.is_turns

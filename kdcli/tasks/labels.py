@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 import shlex
 import unicodedata
@@ -27,6 +28,13 @@ INVISIBLE = "\u200b\u2060\ufeff"
 INTEGER = re.compile(r"-?\d+")
 WRITTEN = ("[", "{", "(", "array(", "tensor(", "set(", "frozenset(")
 """The beginnings of the lists, sets, tuples, mappings and arrays that Python writes into a cell of a table."""
+_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+DATE = re.compile(
+    r"(?i:(?:\d{4}(?P<sign>[-/.])\d{1,2}(?P=sign)\d{1,2}|\d{1,2}(?P<between>[-/.])\d{1,2}(?P=between)(?:\d{4}|\d{2})"
+    rf"|(?:[a-z]{{3,9}},? )?\d{{1,2}}[ .-]+{_MONTH}[ .,-]+(?:\d{{4}}|\d{{2}})|{_MONTH}\.? \d{{1,2}},? \d{{4}})"
+    r"(?:(?:,? |T)\d{1,2}:\d{2}.*)?|\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?)"
+)
+"""A date in figures or with the name of its month, also with a time, or a time of day."""
 _NUMBER = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]\d{1,3})?")
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*|0|-?[1-9]\d*")
 _WORDS = frozenset({"true", "false", "null", "nan", "inf"})
@@ -118,6 +126,8 @@ def label_name(value: Any, where: str) -> str | None:
         )
     if isinstance(value, Decimal):
         value = f"{value:f}"
+    if isinstance(value, datetime.date | datetime.time):
+        value = value.isoformat()
     if not isinstance(value, str | int | float) or (isinstance(value, float) and abs(value) > MOST_EXACT):
         keys = (
             [key for key, each in value.items() if isinstance(each, str | int)]
@@ -191,6 +201,14 @@ def _spaced(name: str) -> str:
     return name if number_of(name) is not None else re.sub(r"[\s_-]+", " ", name)
 
 
+def _plain_form(name: str) -> str:
+    """Return a name with plain characters in place of wide, raised and joined ones, and without those that are not seen: variation selectors, joiners."""
+    plain = unicodedata.normalize("NFKC", name)
+    return "".join(
+        char for char in plain if unicodedata.category(char) != "Cf" and not "\ufe00" <= char <= "\ufe0f"
+    )
+
+
 def in_order(names: Iterable[str]) -> list[str]:
     """Return labels in the order of the logits: numbers by their value, then names by their characters."""
 
@@ -202,10 +220,10 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def alike(names: Iterable[str]) -> list[list[str]]:
-    """Return the names that differ in case, white space, hyphens, underscores and quotes alone."""
+    """Return the names that differ in case, white space, hyphens, underscores, quotes and the forms of a character alone."""
     spellings: dict[str, list[str]] = {}
     for name in names:
-        spellings.setdefault(_spaced(name), []).append(name)
+        spellings.setdefault(_spaced(_plain_form(name)), []).append(name)
     return [same for same in spellings.values() if len(same) > 1]
 
 

@@ -327,7 +327,7 @@ class LabelledRows(RowSchema):
         """Warn of labels that differ in signs between words alone: they count as different ones."""
         if several := alike(self.labels):
             logger.warning(
-                "%s: labels that differ in case, white space, hyphens, underscores or quotes alone count as several (%s); if they are one, write them alike",
+                "%s: labels that differ in case, white space, hyphens, underscores, quotes or the forms of a character alone count as several (%s); if they are one, write them alike",
                 self.cfg.path,
                 "; ".join(" | ".join(map(shown, spellings[:3])) for spellings in several[:3]),
             )

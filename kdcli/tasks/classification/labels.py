@@ -6,10 +6,11 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 
 from kdcli.config.dataset import NO_LABEL
 from kdcli.errors import DataError, listed, shown, suggest
-from kdcli.tasks.labels import Label, by_place, canonical, folded, in_order, number_of, override
+from kdcli.tasks.labels import DATE, Label, by_place, canonical, folded, in_order, number_of, override
 
 logger = logging.getLogger(__name__)
 MANY_CLASSES = 20
@@ -23,18 +24,20 @@ MISSING = frozenset({
     "nan", "NaN", "NAN", "-nan", "<NA>", "NA", "N/A", "n/a", "#N/A", "null", "NULL", r"\N", "#NULL!", "-100",
 })  # fmt: skip
 """The texts that pandas, R, spreadsheets, databases and torch write for a missing label, besides an empty cell."""
-UNCLEAR = frozenset({"None", "?", "undefined", "unlabeled", "unlabelled", "no label", "missing", "–", "—"})
+UNCLEAR = frozenset(
+    {"None", "?", ".", "undefined", "unlabeled", "unlabelled", "no label", "missing", "–", "—"}
+)
 """The texts that may be a class, or may be the name that a program gives to a missing value."""
+CODES = frozenset(map(Decimal, (-9, -99, -999, -9999, 99, 999, 9999)))
+"""The numbers that surveys and statistics programs write for a missing value."""
+FAR = 9
+"""How many times as large as all other numbers a code is that does not belong to them."""
 _SEPARATORS = ("|", ";", ",", "#", "/", "+", "&", " and ", " ")
 _BETWEEN_LABELS = frozenset("|;,#")
 """The separators that stand between labels more often than in the name of one."""
 _WHOLE = re.compile(r"[+-]?\d+,0{1,2}")
 """An integer with a decimal comma. (1,000 may be a thousand.)"""
 _THOUSANDS = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:[,. \u00a0\u2009\u202f'’]\d{3})+(?:[.,]\d{1,2})?)")
-_DATE = re.compile(
-    r"\d{4}([-/.])\d{1,2}\1\d{1,2}(?:[T ]\d{1,2}:\d{2}.*)?|\d{1,2}([-/.])\d{1,2}\2\d{4}(?:,? \d{1,2}:\d{2}.*)?|\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?"
-)
-"""A date, a date with its time, or a time of day, written in figures."""
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+(?:,\d+)?")
 
 
@@ -164,7 +167,7 @@ def require_classes(labels: Counter[str], path: str, column: str) -> None:
         raise DataError(
             f"{path}: the column {shown(column)} {appearance}; or give dataset.as_classes=true, which takes each different value as a class"
         )
-    if unclear := [label for label in labels if label in UNCLEAR]:
+    if unclear := [label for label in labels if label in UNCLEAR] + _codes(labels):
         logger.warning(
             "%s: %s in the column %r is read as a class; if it means that there is no label, give %s",
             path, listed(unclear), column, override("dataset.no_label", [*NO_LABEL, *unclear]),
@@ -176,6 +179,19 @@ def require_classes(labels: Counter[str], path: str, column: str) -> None:
             "kdcli does not do (dataset.as_classes=true omits this warning)",
             path, len(numbers), min(numbers), max(numbers), column,
         )  # fmt: skip
+
+
+def _codes(labels: Iterable[str]) -> list[str]:
+    """Return the numbers that may mean a missing value: negative ones beside no other negative one than -1, or ones far beyond the others."""
+    numbers = {label: number for label in labels if (number := number_of(label)) is not None}
+    codes = {label: number for label, number in numbers.items() if number in CODES}
+    others = [number for label, number in numbers.items() if label not in codes]
+    largest, smallest = max(others, default=Decimal(0)), min(others, default=Decimal(0))
+    return [
+        label
+        for label, number in codes.items()
+        if (smallest >= -1 if number < 0 else number > FAR * max(1, largest))
+    ]
 
 
 def _appearance(labels: Counter[str]) -> str | None:
@@ -197,7 +213,7 @@ def _appearance(labels: Counter[str]) -> str | None:
         labels[label] for label in numbers
     ) >= 0.95 * labels.total():
         return f"looks like a score ({values}). {regression}"
-    if all(map(_DATE.fullmatch, labels)):
+    if all(map(DATE.fullmatch, labels)):
         return f"looks like dates or times ({values}); name the column of classes with dataset.label="
     if not all(label.lstrip("+-").isdecimal() for label in labels) and all(map(_THOUSANDS.fullmatch, labels)):
         return f"looks like numbers with a comma, a dot or a blank before the thousands ({values}); write them without it"

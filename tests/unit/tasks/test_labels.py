@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import json
 import re
 from dataclasses import dataclass, field
@@ -122,6 +123,11 @@ READ = {
     "choices of Label Studio": Read(['{"choices": ["good"]}', '{"choices": ["bad"]}'], ["bad", "good"], ["good", "bad"]),
     "annotations of Label Studio": Read([[{"result": [{"value": {"choices": [name]}} for name in names]}] for names in (["good"], ["bad"], [])], ["bad", "good"], ["good", "bad", None], "jsonl"),
     "spellings with other signs": Read(["not spam", "not-spam", "spam"], ["not spam", "not-spam", "spam"], ["not spam", "not-spam", "spam"], told=("hyphens", "'not spam' | 'not-spam'")),
+    "characters of full width": Read(["1", "１", "2"], ["1", "１", "2"], ["1", "１", "2"], told=("'1' | '１'",)),
+    "an emoji with and without its variation": Read(["❤", "❤\ufe0f", "😡"], ["❤", "❤\ufe0f", "😡"], ["❤", "❤\ufe0f", "😡"], told=("'❤' | '❤\ufe0f'",)),
+    "-999 beside classes": Read([0, 1, -999], ["-999", "0", "1"], ["0", "1", "-999"], told=("-999", "'label'", "'dataset.no_label=[-1,\"-\",-999]'")),
+    "99 beside a short scale": Read([1, 2, 3, 4, 5, 99], ["1", "2", "3", "4", "5", "99"], ["1", "2", "3", "4", "5", "99"], told=("99", "'dataset.no_label=[-1,\"-\",99]'")),
+    ". beside classes": Read(["pos", "neg", "."], [".", "neg", "pos"], ["pos", "neg", "."], told=("'dataset.no_label=[-1,\"-\",\".\"]'",)),
     "None beside classes": Read(["favor", "against", "None"], ["None", "against", "favor"], ["favor", "against", "None"], told=("'dataset.no_label=[-1,\"-\",None]'",)),
     "more than twenty numbers": Read(list(range(30)), [str(number) for number in range(30)], [str(number) for number in range(30)], told=("30 numbers", "0 to 29", "regression", "dataset.as_classes=true")),
     "exclusive categories, as text": Read(['{"good": 1, "bad": 0}', '{"good": 0, "bad": 1}'], ["bad", "good"], ["good", "bad"]),
@@ -205,6 +211,9 @@ REFUSED = {
     "numbers with dots before the thousands": Refused(["1.234.567", "1.234,50", "500"], ("3 different values", "a dot", "thousands")),
     "dates": Refused(["2024-01-05", "2024-02-05T10:30:00Z", "2024-03-01 08:15"], ("dates or times", "3 different values"), "dataset.label="),
     "dates, the day first": Refused(["05/01/2024", "31.12.2023", "05/01/2024 10:30"], ("dates or times", "3 different values"), "dataset.label="),
+    "dates with two digits of the year": Refused(["1/3/24", "31/12/23", "05.01.24"], ("dates or times", "3 different values"), "dataset.label="),
+    "dates with the name of the month": Refused(["1 Jan 2024", "Mon, 12 Feb 2024 10:30:00", "March 3, 2024"], ("dates or times", "3 different values"), "dataset.label="),
+    "dates of parquet": Refused([datetime.date(2024, 1, 5), datetime.date(2024, 2, 5)], ("dates or times", "2024-01-05"), "dataset.label=", "parquet"),
     "times": Refused(["10:30", "08:15:20"], ("dates or times", "2 different values"), "dataset.label="),
     "whole numbers, most once": Refused([number**2 for number in range(100)], ("a score, a count", "an identifier", "dataset.label=")),
     "labels joined by a bar": Refused(["good|film", "bad", "bad|film|song", "good", "bad|song"], ("several labels", "'|'", "72 of 120", "'good|film'")),
@@ -249,6 +258,15 @@ def test_what_is_refused(tmp_path: Path, case: str) -> None:
     assert own.remedy in caught.value.message
     if own.accepted is not None:
         assert len(read(path, **own.options | own.accepted).labels) > 1
+
+
+@pytest.mark.parametrize("values", [[-9, -8, 0, 8], [0, 50, 99], ["1.2.10", "1.3.10", "2.1.0"]])
+def test_values_of_a_scale_are_no_codes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, values: list[Any]
+) -> None:
+    """A warning of each scale that has a 9, and a refusal of numbers of versions as dates."""
+    assert len(read(write(tmp_path / "a.csv", values)).labels) == len(values)
+    assert "no_label" not in caplog.text
 
 
 def test_labels_joined_by_a_word(tmp_path: Path) -> None:
