@@ -209,8 +209,8 @@ def _groups(lines: Iterable[str], needs_tags: bool) -> tuple[Groups, list[str]]:
 
 
 def _cut_sentences(groups: Groups) -> str:
-    """Cut lines that are sentences, of words joined to their tags (EU/B-ORG rejects/O) or of all words before all tags, into lines of words, and
-    return what joins them; "": they are not."""
+    """Cut lines that are sentences, of words joined to their tags (EU/B-ORG rejects/O) or of all words before all tags, into lines of words; also cut lines
+    of one such word. Return what joins them; "": they are none of these."""
     lines = list(itertools.chain(*groups))
     halves = [[half.split() for half in line.text.split("\t")] for line in lines]
     if all(len(half) == 2 and len(half[0]) == len(half[1]) for half in halves) and any(
@@ -224,11 +224,14 @@ def _cut_sentences(groups: Groups) -> str:
     pairs = [line.text.split() for line in lines]
     for joint in "|/":
         counts = [pair.count(joint) for pair in itertools.chain(*pairs)]
-        if len(counts) >= 2 * len(lines) and min(counts) > 0:
-            groups[:] = [
+        are_words = len(counts) == len(lines) and _is_scheme(pair.rpartition("/")[2] for (pair,) in pairs)
+        if min(counts) > 0 and (are_words or len(counts) >= 2 * len(lines)):
+            cut = [
                 [Line(line.number, pair, pair.rsplit(joint, min(counts))) for pair in each]
                 for line, each in zip(lines, pairs, strict=True)
             ]
+            every = itertools.chain(*cut)
+            groups[:] = [list(itertools.islice(every, len(own))) for own in groups] if are_words else cut
             return joint
     return ""
 

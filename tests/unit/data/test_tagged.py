@@ -189,6 +189,7 @@ READ: dict[str, tuple[str | bytes, dict[str, Any], Sentences]] = {
         {},
         SENTENCES,
     ),
+    "a word a line, joined to its tag (EU/B-ORG)": (lines("{word}/{tag}"), {}, SENTENCES),
     "a sentence a line, words and tags between a tab": (
         "\n".join(
             "\t".join(" ".join(each) for each in zip(*sentence, strict=True)) for sentence in SENTENCES
