@@ -83,10 +83,9 @@ def described(inspection: Inspection) -> Iterator[str]:
     columns = [f"{key} = {value}" for key, value in inspection.keys.items() if key in CHOSEN_BY[1:] and value]
     yield f"task: {inspection.task}" + (f" ({', '.join(columns)})" if columns else "")
     if inspection.unread:
-        takes_pairs = inspection.keys.get("text") and "text_pair" in spec_of(inspection.task).reads
-        second = "; a second text of each row is named with dataset.text_pair="
-        is_single = takes_pairs and not inspection.keys.get("text_pair")
-        yield f"columns that are not read: {listed(inspection.unread)}" + second * bool(is_single)
+        yield f"columns that are not read: {listed(inspection.unread)}"
+    if inspection.texts and "text_pair" in spec_of(inspection.task).reads - inspection.keys.keys():
+        yield f"if a row has two texts, name the second one: dataset.text_pair={inspection.texts[0]}"
     if inspection.labels:
         yield f"labels: {_labels(inspection.labels)}"
     if inspection.problem:

@@ -10,7 +10,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,7 @@ class Inspection:
         keys: the keys of `dataset` that it needs, with their values; `path` is the first.
         reading: how it is read.
         unread: the names of columns that are not read.
+        texts: those among them that hold texts.
         rows: the rows that were examined.
         is_whole: whether these are all rows.
         labels: the rows of each label among them; empty for language models.
@@ -141,6 +142,7 @@ class Inspection:
     labels: Mapping[str, int] = field(default_factory=dict)
     length: int = 0
     problem: str = ""
+    texts: Sequence[str] = ()
 
 
 def inspect(given: str, keys: Mapping[str, Any]) -> Inspection:
@@ -183,7 +185,9 @@ def inspect(given: str, keys: Mapping[str, Any]) -> Inspection:
             f"{given} has {header[repeated[0]]} columns {shown(repeated[0])}, of which none can be read; rename or remove all but one, or give "
             "dataset.label=null for texts without labels"
         )
-    return _verified(paths, {**base, **named, **chosen}, [column.name for column in columns], reading)
+    inspection = _verified(paths, {**base, **named, **chosen}, [column.name for column in columns], reading)
+    texts = [column.name for column in columns if column.is_text and not column.looks_like_labels]
+    return replace(inspection, texts=[name for name in texts if name in inspection.unread])
 
 
 def _training_files(given: str, path: Path, keys: Mapping[str, Any]) -> list[Path]:
