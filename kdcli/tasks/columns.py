@@ -70,7 +70,7 @@ def _parsed(value: Any) -> Any:
 
 
 def _are_spans(value: Any) -> bool:
-    return holds_spans(value) and all(map(looks_like_span, value if isinstance(value, list) else [value]))
+    return holds_spans(value) and (isinstance(value, list) or looks_like_span(value))
 
 
 @dataclass(frozen=True)

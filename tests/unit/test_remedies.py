@@ -82,7 +82,6 @@ EXCUSED = {
     "tasks/causal_lm/conversations.py: _content": _ROW,
     "tasks/rows.py: require_text": _ROW,
     "tasks/token_classification/rows.py: TokenClassificationRows.check": _ROW,
-    "tasks/token_classification/spans.py: _span": _ROW,
     "training/preflight.py: check_texts": _LISTS,
     "training/preflight.py: preflight": _LISTS,
     "training/resume.py: read_state": _REPEATED,

@@ -185,13 +185,9 @@ def _codes(labels: Iterable[str]) -> list[str]:
     """Return the numbers that may mean a missing value: negative ones beside no other negative one than -1, or ones far beyond the others."""
     numbers = {label: number for label in labels if (number := number_of(label)) is not None}
     codes = {label: number for label, number in numbers.items() if number in CODES}
-    others = [number for label, number in numbers.items() if label not in codes]
-    largest, smallest = max(others, default=Decimal(0)), min(others, default=Decimal(0))
-    return [
-        label
-        for label, number in codes.items()
-        if (smallest >= -1 if number < 0 else number > FAR * max(1, largest))
-    ]
+    others = [Decimal(0), *(number for label, number in numbers.items() if label not in codes)]
+    smallest, largest = min(others), max(Decimal(1), *others)
+    return [label for label, code in codes.items() if (smallest >= -1 if code < 0 else code > FAR * largest)]
 
 
 def _appearance(labels: Counter[str]) -> str | None:
