@@ -33,12 +33,16 @@ MOST_NAMED = 30
 DELIMITERS = (",", "\t", ";", "|", "\x01", "^", "~")
 _SEP = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _QUOTED = re.compile(r'"(?:[^"]|"")*"', re.DOTALL)
+STRAY = 0.05
+"""The maximum share of fields and of lines with a stray quote in a table between tabs whose other quotes are those of a writer of csv."""
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
 _CODE = re.compile(r"|[a-z]{2,3}([-_]\w+)?|\S*\d\S*")
 """A field that is no text: an empty one, the code of a language, a number or an identifier."""
 _SHORT, _LONG = "lack their last fields", "end with fields that have no name"
 _REPEATED = "repeat the header and are dropped"
 _ESCAPED = re.compile(r'\\(["\\])')
+_REPEATED_SIGN = re.compile(r"([|:;#@~^$&])\1+")
+"""A delimiter of several characters, which the csv module does not read."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,8 @@ class Trial:
     """The rows of a sample by a dialect.
 
     Attributes:
-        score: whether the header has the columns; whether no quote is left open; the share of rows with as many fields as the header.
+        score: whether the header has the columns; whether there are several; the share of rows with as many fields as the header; whether no quote is
+            stray. The lines of a row that cannot be parsed count as rows.
     """
 
     def __init__(
@@ -152,10 +157,10 @@ class Trial:
         columns: list[str] | None,
     ):
         self.columns = columns
-        self.rows, self.error = _parsed(lines, dialect, cut)
+        self.rows, lost = _parsed(lines, dialect, cut)
         if _has_spaces(self.rows, dialect):
             dialect = dataclasses.replace(dialect, spaces=True)
-            self.rows, self.error = _parsed(lines, dialect, cut)
+            self.rows, lost = _parsed(lines, dialect, cut)
         self.dialect = dialect
         self.skip = next(
             (index for index, row in enumerate(self.rows[:PREAMBLE]) if set(wanted) <= {*column_names(row)}),
@@ -165,16 +170,15 @@ class Trial:
             self.skip = _table_begins(self.rows)
         self.names = columns or column_names(self.rows[self.skip or 0]) if self.rows else []
         self.body = self.rows if columns else self.rows[(self.skip or 0) + 1 :]
-        width = len(self.names)
-        self.consistent = sum(_fit(row, width) for row in self.body) / len(self.body) if self.body else 1.0
+        self.consistent = _share_of_fitting(self.body, len(self.names), lost)
         named = columns is not None or (self.skip is not None and bool(wanted or not self.skip))
-        many = width > 1 or (named and len(wanted) == 1)
-        self.score = (named and many, many, not self.error, round(self.consistent, 2))
+        many = len(self.names) > 1 or (named and len(wanted) == 1)
+        self.score = (named and many, many, round(self.consistent, 2), not lost)
 
     @property
     def is_plain(self) -> bool:
         """Whether no property of the rows needs another dialect."""
-        return all(self.score[:3]) and self.consistent == 1 and not self.dialect.escape
+        return all(self.score) and self.consistent == 1 and not self.dialect.escape
 
     def settled(self) -> Dialect:
         """Return the dialect with its header, and with fields that the header does not name."""
@@ -206,6 +210,11 @@ def _table_begins(rows: Sequence[Sequence[str]]) -> int:
     return begin
 
 
+def _share_of_fitting(rows: Sequence[list[str]], width: int, lost: int) -> float:
+    """Return the share of rows that fit a header; `lost` is the number of lines of further rows, which cannot be parsed."""
+    return sum(_fit(row, width) for row in rows) / (len(rows) + lost) if rows or lost else 1.0
+
+
 def _fit(row: list[str], width: int) -> float:
     """Return how well a row fits a header: 1 if it has as many fields, less if it lacks the last ones, still less if it has more, and 0 if it is a
     single field."""
@@ -220,20 +229,25 @@ def column_names(fields: Sequence[str]) -> list[str]:
     return [names[0].removeprefix("#").strip(), *names[1:]] if names else []
 
 
-def _parsed(lines: Iterable[str], dialect: Dialect, cut: bool) -> tuple[list[list[str]], bool]:
-    """Return the rows of lines without blank ones, and whether an error ended them.
+def _parsed(lines: Iterable[str], dialect: Dialect, cut: bool) -> tuple[list[list[str]], int]:
+    """Return the rows of lines without blank ones, and the number of the lines whose rows cannot be parsed.
 
     Args:
         cut: whether the lines may end within a quoted field.
     """
     rows: list[list[str]] = []
-    try:
-        for row in _reader(lines, dialect):
-            if any(row):
-                rows.append(row)
-    except csv.Error as error:
-        return rows, not (cut and "unexpected end of data" in str(error))
-    return rows, False
+    reader, lost = _reader(lines, dialect), 0
+    while True:
+        before = reader.line_num
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            lost += 0 if cut and "unexpected end of data" in str(error) else reader.line_num - before
+            continue
+        if row is None:
+            return rows, lost
+        if any(row):
+            rows.append(row)
 
 
 def _reader(lines: Iterable[str], dialect: Dialect) -> Any:
@@ -270,25 +284,29 @@ def _has_spaces(rows: list[list[str]], dialect: Dialect) -> bool:
 def _is_quoted_table(lines: Sequence[str], cut: bool) -> bool:
     """Return whether the quotes around fields between tabs are those of a writer of csv (pandas, Excel), and not text.
 
-    A writer quotes the fields that need it, or all of a column, and leaves no quote in a field without quotes around it.
+    A writer quotes the fields that need it, or all of a column, and leaves no quote in a field without quotes around it. A small share of stray quotes
+    is damage.
     """
     rows, _ = _parsed(lines, Dialect("\t", None), cut)
-    quoted, error = _parsed(lines, Dialect("\t", '"'), cut)
-    widths, quoted_widths = ({len(row) for row in table[1:]} for table in (rows, quoted))
-    if len(rows) < 2 or error or len(quoted_widths) > 1:
+    quoted_rows, lost = _parsed(lines, Dialect("\t", '"'), cut)
+    if len(rows) < 2 or not quoted_rows:
         return False
-    if len(widths) > 1:
+    header, *rows = rows
+    share = _share_of_fitting(quoted_rows[1:], len(quoted_rows[0]), lost)
+    if share < 1 - STRAY:
+        return False
+    if share > _share_of_fitting(rows, len(header), 0):
         return True  # line breaks or tabs within quotes
-    columns = list(zip(*rows[1:], strict=True))
-    fields = [field for column in columns for field in column]
-    begun = [field for field in fields if field.startswith('"')]
+    fields = [field for row in rows for field in row]
+    quoted = [field for field in fields if _QUOTED.fullmatch(field)]
     others = [field for field in fields if not field.startswith('"')]
-    if not begun or not all(map(_QUOTED.fullmatch, begun)) or any('"' in field for field in others):
+    stray = len(fields) - len(others) - len(quoted) + sum('"' in field for field in others)
+    if not quoted or stray > STRAY * len(quoted):
         return False
     commas = not any("," in field for field in others)  # which Excel quotes
-    if all('""' in field[1:-1] or (commas and "," in field) for field in begun):
+    if all('""' in field[1:-1] or (commas and "," in field) for field in quoted):
         return True
-    return all(name.startswith('"') for name in rows[0])
+    return all(name.startswith('"') for name in header)
 
 
 def _are_in_single_quotes(lines: Sequence[str], delimiter: str) -> bool:
@@ -302,10 +320,11 @@ def _are_in_single_quotes(lines: Sequence[str], delimiter: str) -> bool:
 
 
 def _has_quotes_as_text(lines: Sequence[str], delimiter: str) -> bool:
-    """Return whether fields begin with quotes that belong to the text, as in `"Well" said, good`."""
-    rows, _ = _parsed(lines, Dialect(delimiter, None), cut=False)
-    begun = [field for row in rows for field in row if field.startswith('"')]
-    return bool(begun) and not any(map(_QUOTED.fullmatch, begun))
+    """Return whether fields begin with quotes that belong to the text, as in `"Well" said, good`: no field of a line ends with the quote that closes it."""
+    sign = re.escape(delimiter)
+    begun = re.compile(rf'(?:^|{sign})"')
+    complete = re.compile(rf"(?:^|{sign}){_QUOTED.pattern}(?=$|{sign}|[\r\n])")
+    return any(map(begun.search, lines)) and not any(map(complete.search, lines))
 
 
 def _are_wrapped(rows: Sequence[Sequence[str]]) -> bool:
@@ -348,7 +367,7 @@ def read(
             row = next(reader, None)
         except csv.Error as error:
             bad.add(
-                f"{place_of(path, begin, reader.line_num)}: {error} (a truncated file, or a stray quote?)"
+                f"{place_of(path, begin, reader.line_num)}: {error} (a truncated file, a stray quote, or quotes that are text: dataset.quote=none?)"
             )
             continue
         if row is None:
@@ -361,7 +380,7 @@ def read(
                 declared = "dataset.columns names" if columns else "the header has"
                 bad.add(
                     f"{place_of(path, begin, reader.line_num)}: {len(row)} fields where {declared} {width} "
-                    "(a truncated file, another delimiter, or a quote that does not close?)"
+                    f"({_why_misfit(dialect.delimiter.join(row), width)})"
                 )
                 continue
             notes[_SHORT if len(row) < width else _LONG] += len(row) < width or any(row[width:])
@@ -382,6 +401,18 @@ def read(
         first.require_row()
     for note, count in (+notes).items():
         logger.info("%s: %d rows %s", name, count, note)
+
+
+def _why_misfit(line: str, width: int) -> str:
+    """Return why a row may have fewer or more fields than the header, with the keys that help.
+
+    Args:
+        line: the fields with the delimiters between them.
+    """
+    for sign in dict.fromkeys(match[0] for match in _REPEATED_SIGN.finditer(line)):
+        if line.count(sign) == width - 1:
+            return f"{shown(sign)} divides it into {width} fields, and a delimiter is one character: write tabs in place of {shown(sign)}"
+    return "a truncated file, another delimiter (dataset.delimiter=), or another quote or one that does not close (dataset.quote=)?"
 
 
 class FirstRow:

@@ -183,8 +183,12 @@ class RowSchema(ABC):
 
     def _remedy(self, columns: list[str], nested: bool) -> str:
         """Describe the remedy for a missing column: name the columns, or those of another task that the source looks like."""
-        if len(columns) == 1 and (sign := re.search("[;|,]" if " " in columns[0] else "[;|,:]", columns[0])):
-            return f"if {sign[0]} stands between its columns, give 'dataset.delimiter=\"{sign[0]}\"'"
+        signs = r"([;|,])\1*|::+" if " " in "".join(columns) else r"([;|,:])\1*"
+        if len(columns) == 1 and (sign := re.search(signs, columns[0])):
+            give = (
+                f"give 'dataset.delimiter=\"{sign[0]}\"'" if len(sign[0]) == 1 else "write tabs in its place"
+            )
+            return f"if {sign[0]} stands between its columns, {give}"
         remedy = (
             f"name them with {self.keys}"
             + " (COLUMN.KEY for a value in a mapping, COLUMN.0 for one in a list)" * nested

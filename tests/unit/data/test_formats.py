@@ -401,10 +401,22 @@ REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
             "4 fields",
             "header",
             "truncated",
-            "delimiter",
-            "quote",
+            "dataset.delimiter=",
+            "dataset.quote=",
             "dataset.bad_rows=drop",
         ),
+    ),
+    "a quote that does not close, in the last of many quoted fields": (
+        file("a.csv", PLAIN + rows('"{text}, yes",{label}\n', "") + '"open,bad\n'),
+        ("in/a.csv", "line 122", "stray quote", "dataset.quote=", "dataset.bad_rows=drop"),
+    ),
+    "a quote that does not close, between tabs": (
+        file("a.tsv", PLAIN.replace(",", "\t") + rows('"{text} ""so"""\t{label}\n', "") + '"open\tbad\n'),
+        ("in/a.tsv", "line 122", "stray quote", "dataset.quote=", "dataset.bad_rows=drop"),
+    ),
+    "two colons between the fields": (
+        file("a.txt", rows("{text}::{label}\n", "text::label\n")),
+        ("a.txt", "'text'", "::", "write tabs"),
     ),
     "an empty object in the first line": (
         file("a.jsonl", "{}\n" + LINES),
@@ -871,6 +883,29 @@ def test_quotes_that_are_text_by_the_config(tmp_path: Path) -> None:
     assert all(text.startswith('"') for text in texts(read(path, quote="none")))
     path.write_text(rows('"{text}" or "so",{label}\n') + "plain words,good\n")
     assert sum(text.startswith('"') for text in texts(read(path))) == len(ROWS)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_stray_quote_among_many_quoted_fields(tmp_path: Path, suffix: str) -> None:
+    """A single row with a stray quote makes the quotes of all others text: rows with a delimiter in quotes are dropped, or keep their quotes."""
+    sign = {"csv": ",", "tsv": "\t"}[suffix]
+    lines = rows(f'"{{text}}, ""so""{sign}"{sign}{{label}}\n', f"text{sign}label\n").splitlines(keepends=True)
+    lines.insert(30, f'"He said "hi" there, so"{sign}bad\n')
+    path = file(f"a.{suffix}", "".join(lines))(tmp_path)
+    with pytest.raises(DataError, match=naming(f"a.{suffix}", "line 31", "dataset.bad_rows=drop")):
+        read(path)
+    data = read(path, bad_rows="drop")
+    assert {text.rstrip() for text in texts(data)} == {f'{text}, "so"{sign}'.rstrip() for text, _ in ROWS}
+    assert data.dropped["cannot be read"] == 1
+
+
+@pytest.mark.parametrize(("sign", "columns"), [(" ||| ", ["text", "label"]), ("::", ["id", "text", "label"])])
+def test_delimiters_of_several_characters(tmp_path: Path, sign: str, columns: list[str]) -> None:
+    """A file with dataset.columns whose fields `|||` or `::` divides is refused without the remedy."""
+    line = sign.join(f"{{{name}}}" for name in columns).replace("{id}", "{number}")
+    path = file("a.txt", rows(line + "\n", ""))(tmp_path)
+    with pytest.raises(DataError, match=naming("a.txt", "line 1", sign.strip(), "write tabs")):
+        read(path, columns=columns)
 
 
 @pytest.mark.parametrize(
