@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdcli.data.raw_rows import COLUMN_NAME, BadRows, holds_names
-from kdcli.errors import ConfigError, DataError, listed, shown
+from kdcli.data.headers import MOST_NAMED, FirstRow, is_first_row, looks_like_row, proposed_columns
+from kdcli.data.raw_rows import BadRows
+from kdcli.errors import ConfigError, DataError, shown
 from kdcli.tasks.rows import RowSchema, place_of
 
 logger = logging.getLogger(__name__)
@@ -26,18 +27,11 @@ EXAMINED = 1000
 """The number of rows by which the column of the labels is proposed."""
 SINGLE_COLUMN = "\x1f"
 """The delimiter of a file with one column: a control character that no text holds."""
-ROWS_PER_LABEL = 5
-"""The mean number of rows of a label from which on a label of a single row, the first one, is taken for the name of the column."""
-MOST_NAMED = 30
-"""The number of columns up to which a message proposes names for all."""
 DELIMITERS = (",", "\t", ";", "|", "\x01", "^", "~")
 _SEP = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _QUOTED = re.compile(r'"(?:[^"]|"")*"', re.DOTALL)
 STRAY = 0.05
 """The maximum share of fields and of lines with a stray quote in a table between tabs whose other quotes are those of a writer of csv."""
-_NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
-_CODE = re.compile(r"|[a-z]{2,3}([-_]\w+)?|\S*\d\S*")
-"""A field that is no text: an empty one, the code of a language, a number or an identifier."""
 _SHORT, _LONG = "lack their last fields", "end with fields that have no name"
 _REPEATED = "repeat the header and are dropped"
 _ESCAPED = re.compile(r'\\(["\\])')
@@ -53,11 +47,12 @@ class Dialect:
         quote: the character around fields; None: quotes are text.
         escape: the character before a quote within a quoted field, in place of doubling it; None: quotes are doubled.
         spaces: whether spaces after a delimiter are outside of the field.
-        skip: the number of rows above the header.
+        skip: the number of rows above the header; blank rows do not count.
         names: the names of the columns, which the header or dataset.columns gives.
         row_names: whether rows begin with a field that the header does not name.
         further: whether rows may end with fields that dataset.columns does not name.
         wrapped: whether fields lose the quotes around them, within which others stand undoubled ("a "so" b").
+        line: the line on which the header begins.
     """
 
     delimiter: str
@@ -69,6 +64,7 @@ class Dialect:
     row_names: bool = False
     further: bool = False
     wrapped: bool = False
+    line: int = 1
 
 
 def require_signs(delimiter: str | None, quote: str | None, escape: str | None) -> None:
@@ -116,7 +112,10 @@ def decide(schema: RowSchema, suffix: str, sample: Sequence[str], cut: bool) -> 
     assert best is not None
     dialect = best.settled()
     return dataclasses.replace(
-        dialect, skip=dialect.skip + bool(sep), wrapped=dialect.wrapped and cfg.quote is None
+        dialect,
+        skip=dialect.skip + bool(sep),
+        wrapped=dialect.wrapped and cfg.quote is None,
+        line=_line_of(lines, dialect) + bool(sep),
     )
 
 
@@ -198,15 +197,33 @@ class Trial:
         )  # fmt: skip
 
 
-def _table_begins(rows: Sequence[Sequence[str]]) -> int:
-    """Return the index of the first row below titles and comments: from it on all rows have several fields, and equally many; 0: there is none."""
+def _table_begins(rows: Sequence[list[str]]) -> int:
+    """Return the index of the first row below titles and comments: from it on all rows have several fields, and equally many; 0: there is none.
+
+    A title may be padded with empty fields up to the width of the table; the row below such titles is a header if it names all columns.
+    """
     comments = len([*itertools.takewhile(lambda row: row[0].startswith("#"), rows[:PREAMBLE])])
     begin = comments if comments > 1 else 0  # a single one may be the header
     if rows and len(rows[0]) > 1 and not begin:
-        return 0
+        titles = len([*itertools.takewhile(lambda row: row[0] and not any(row[1:]), rows[:PREAMBLE])])
+        header, *body = rows[titles:] or [[]]
+        return titles if all(header) and body and not is_first_row(header, body[:EXAMINED]) else 0
     for index, row in enumerate(rows[begin:PREAMBLE], begin):
         if len(row) > 1 and all(len(other) == len(row) for other in rows[index:]):
             return index
+    return begin
+
+
+def _line_of(lines: Iterable[str], dialect: Dialect) -> int:
+    """Return the line on which the header begins."""
+    reader, left = _reader(lines, dialect), dialect.skip
+    begin = 1
+    with contextlib.suppress(csv.Error):
+        for row in reader:
+            if any(row) and not left:
+                break
+            left -= any(row)
+            begin = reader.line_num + 1
     return begin
 
 
@@ -415,61 +432,6 @@ def _why_misfit(line: str, width: int) -> str:
     return "a truncated file, another delimiter (dataset.delimiter=), or another quote or one that does not close (dataset.quote=)?"
 
 
-class FirstRow:
-    """The first row of a file to which `dataset.columns` gives the names of the columns: a header is refused."""
-
-    def __init__(self, schema: RowSchema, path: str, names: Sequence[str]):
-        self.path, self.names = path, names
-        self.label = None
-        if "label" in schema.cfg.spec.reads and schema.has_gold and schema.cfg.label in names:
-            self.label = names.index(schema.cfg.label)
-        self.row: list[str] = []
-        self.line = 0
-        self.others: Counter[str] = Counter()
-
-    def compare(self, row: list[str], line: int) -> None:
-        """Record a row.
-
-        Args:
-            line: its last line, for messages.
-
-        Raises:
-            DataError: it is the first one, and holds the names of its columns.
-        """
-        if not self.line:
-            self.row, self.line = row[: len(self.names)], line
-            if holds_names(self.names, self.row):
-                raise self._refusal("is the header")
-        elif self.label is not None and len(self.others) <= MOST_NAMED:
-            self.others[row[self.label]] += 1
-
-    def require_row(self) -> None:
-        """Refuse a first row of words such as columns are called by, whose label no other row has while the other labels repeat. Warn of it where a
-        field has several words, as a text may.
-
-        Raises:
-            DataError
-        """
-        if (
-            self.label is None
-            or len(self.row) != len(self.names)
-            or not 0 < len(self.others) <= min(MOST_NAMED, self.others.total() // ROWS_PER_LABEL)
-            or self.row[self.label] in self.others
-            or not all(map(COLUMN_NAME.fullmatch, self.row))
-        ):
-            return
-        error = self._refusal("looks like a header, because no other row has its label")
-        if not any(" " in field.strip() for field in self.row):
-            raise error
-        logger.warning("%s", error.message)
-
-    def _refusal(self, what: str) -> DataError:
-        return DataError(
-            f"{self.path}, line {self.line} ({listed(self.row)}) {what}; remove dataset.columns, which is for files without one, and name the columns by "
-            "the header"
-        )
-
-
 def _skip(path: str, reader: Any, rows: int) -> None:
     """Skip a number of rows; blank rows do not count."""
     try:
@@ -507,35 +469,8 @@ def _indices(schema: RowSchema, name: str, header: list[str], reader: Any) -> li
             ) from None
         raise DataError(
             f"{error.message}; its first line looks like a row: if the file has no header, name its {len(header)} columns in their order, "
-            f"as in dataset.columns={_proposed(schema, header, _rows_of(reader))}"
+            f"as in dataset.columns={proposed_columns(schema, header, _rows_of(reader))}"
         ) from None
-
-
-def looks_like_row(header: Sequence[str], body: Sequence[Sequence[Any]] = ()) -> bool:
-    """Return whether a first line holds what no column is called: a number, a sentence, or the same twice. Single words are names, also beside empty or
-    repeated ones, which spreadsheets write.
-
-    Args:
-        body: rows below it. A sentence, such as a question of a survey, is a name if a column below holds numbers or repeated values, and the first
-            line none of them there.
-    """
-    filled = [name for name in header if name]
-    if not filled or any(map(_NUMBER.fullmatch, filled)):
-        return True
-    if all(COLUMN_NAME.fullmatch(name) and " " not in name for name in filled):
-        return False
-    has_sentence = any(len(name) > 40 or len(name.split()) > 4 for name in filled)
-    return (has_sentence or len(set(header)) < len(header) or "" in header) and not _is_above(header, body)
-
-
-def _is_above(header: Sequence[str], body: Sequence[Sequence[Any]]) -> bool:
-    """Return whether a line differs from the rows below it in a column of numbers or of repeated values."""
-    for name, *values in zip(header, *body, strict=False):
-        filled = [str(value) for value in values if value not in (None, "")]
-        repeated = len(set(filled)) <= len(filled) / 5
-        if filled and name not in filled and (repeated or all(map(_NUMBER.fullmatch, filled))):
-            return True
-    return False
 
 
 def _rows_of(reader: Any) -> list[list[str]]:
@@ -544,26 +479,3 @@ def _rows_of(reader: Any) -> list[list[str]]:
     with contextlib.suppress(csv.Error, DataError, UnicodeError):
         rows += itertools.islice(reader, EXAMINED)
     return rows
-
-
-def _proposed(schema: RowSchema, row: list[str], body: Sequence[Sequence[str]]) -> str:
-    """Return names for the fields of a row: the longest ones are taken for the texts, and for the label the first other one that repeats two or more
-    values in the rows below it, or else the first other one. Of several texts without a label the first ones are taken, because a licence or a comment
-    may follow them."""
-    texts = list(schema.columns)
-    label = texts.pop() if "label" in schema.cfg.spec.reads and schema.has_gold else None
-    names = [f"column{number}" for number in range(1, len(row) + 1)]
-    written = [index for index, field in enumerate(row) if not _CODE.fullmatch(field)]
-    if not label and len(texts) > 1 and len(written) >= len(texts):
-        longest = written[: len(texts)]
-    else:
-        longest = sorted(sorted(range(len(row)), key=lambda index: -len(row[index]))[: len(texts)])
-    for index, text in zip(longest, texts, strict=False):
-        names[index] = text
-    others = [index for index in range(len(row)) if index not in longest]
-    if label and others:
-        rows = [row, *(each for each in body if len(each) == len(row))]
-        values = {index: {each[index] for each in rows} for index in others}
-        repeated = [index for index in others if 1 < len(values[index]) <= len(rows) / 2]
-        names[(repeated or others)[0]] = label
-    return f"[{','.join(names)}]"

@@ -17,7 +17,8 @@ from typing import Any
 from kdcli.config.check import check_values
 from kdcli.config.dataset import Dataset as DatasetConfig
 from kdcli.config.tasks import packaged_specs
-from kdcli.data.delimited import DELIMITERS, looks_like_row
+from kdcli.data.delimited import DELIMITERS
+from kdcli.data.headers import looks_like_row
 from kdcli.data.json_files import SeveralKeysError
 from kdcli.data.raw_rows import UNREADABLE
 from kdcli.data.readers import (

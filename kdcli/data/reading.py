@@ -119,7 +119,7 @@ class Reading:
                 else ["quotes are text"]
             )
             words += ["escaped by backslash"] * (dialect.escape is not None)
-            words += [f"header in row {dialect.skip + 1}"] * (dialect.skip > 0)
+            words += [f"header in line {dialect.line}"] * (dialect.skip > 0)
             words += ["row names"] * dialect.row_names
             words += [f"{len(dialect.names)} column{'s' * (len(dialect.names) != 1)}"]
         format_name = f"{self.format} in {self.compression}" if self.compression else self.format

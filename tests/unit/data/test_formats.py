@@ -599,6 +599,7 @@ INIT: dict[str, tuple[Write, dict[str, Any]]] = {
     "an empty field in the first row": (file("a.tsv", "5\t\tgood\n" + rows("{number}\t{label}\t{text}\n", "")), {"columns": 3}),
     "no header, a column with one value": (file("a.tsv", rows("gj04\t{label}\t\t{text}\n", "")), {"columns": 4, "label": "column2"}),
     "columns without names at the end": (file("a.csv", rows("{label},{text},,,\n", "v1,v2,,,\n")), {"label": "v1", "text": "v2"}),
+    "titles padded with delimiters (Excel)": (file("a.csv", "A report;;\n;;\n" + rows("{number};{text};{label}\n", "id;text;label\n")), {"text": "text", "label": "label"}),
     "JSON of pandas, index": (frame("a.json", orient="index"), {"text": "text", "label": "label"}),
     "JSON of pandas, columns": (frame("a.json", orient="columns"), {"text": "text", "label": "label"}),
     "JSON, rows by their ids": (file("a.json", json.dumps(ROW_KEYS)), {"text": "text", "label": "label"}),
@@ -860,6 +861,16 @@ def test_one_line_says_how_a_file_is_read(tmp_path: Path, caplog: pytest.LogCapt
     read(shards(tmp_path / "shards"))
     [line] = [each.getMessage() for each in caplog.records if each.getMessage().startswith("read ")]
     require_words(line, "4 files", str(tmp_path / "shards"), "parquet")
+
+
+@pytest.mark.parametrize(("above", "line"), [("A title\n\n\n", 4), ('sep=,\n\n"A title\nof two",\n', 5)])
+def test_the_line_of_the_header(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, above: str, line: int
+) -> None:
+    """A line that counts rows without the blank ones, so that the user looks at another line of the file."""
+    caplog.set_level("INFO")
+    assert texts(read(file("a.csv", above + PLAIN)(tmp_path))) == dict(ROWS)
+    assert f"header in line {line}," in caplog.text
 
 
 def test_what_was_decided_is_read_so_again(tmp_path: Path) -> None:
