@@ -16,9 +16,12 @@ from kdcli.tasks.rows import RowSchema, place_of
 
 DEEPEST_FIELD = 3
 """The depth of keys to which a document is searched for rows."""
+PREAMBLE = 20
+"""The number of lines in which the beginning of a document is searched."""
 _NEXT = re.compile(r"[\s,\x1e]*")
 _LAST_COMMA = re.compile(r",\s*\]\s*\Z")
 """A comma after the last item of an array, which JSON does not allow."""
+_COMMENT = re.compile(r"\s*(//|/\*|#)")
 _PYTHON = re.compile(r"""\s*\[?\s*\{\s*'""")
 """The beginning of dictionaries that Python printed."""
 
@@ -59,7 +62,9 @@ def read(
     for where, place, row in rows:
         if not isinstance(row, dict):
             remedy = "write one object a line"
-            if isinstance(row, list):
+            if _holds_objects(row):
+                remedy += ", or give dataset.messages=messages for a conversation a line"
+            elif isinstance(row, list):
                 remedy = (
                     f"name its {len(row)} items in their order with dataset.columns=[…], or write objects"
                 )
@@ -79,26 +84,37 @@ def read(
                 keys = list(row)
             values = tuple([value_at(row, each, where) if len(each) > 1 else row[each[0]] for each in paths])
         except DataError as error:
-            bad.add(error.message)
+            bad.add(error.message + _null_remedy(schema, row))
             continue
         bad.at(*place)
         yield values
 
 
+def _null_remedy(schema: RowSchema, row: Mapping[str, Any]) -> str:
+    """Return the remedy for a row that has all columns but that of its label."""
+    missing = [column for column in schema.columns if not _has_column(row, column)]
+    is_label = schema.has_gold and missing == [schema.cfg.label] == schema.columns[-1:]
+    return f"; write {shown(missing[0])}: null for a text without a label" if is_label else ""
+
+
 def _rows(
     schema: RowSchema, path: str, name: str, lines: Iterator[str], bad: BadRows
 ) -> Iterator[tuple[str, tuple[int, int], Any]]:
-    """Yield the rows, each with its place for messages, also as two numbers (`BadRows.at`). A file whose first line is complete has a row a line;
-    another one is a document."""
+    """Yield the rows, each with its place for messages, also as two numbers (`BadRows.at`). A file whose first line of JSON is complete has a row, or an
+    array of rows, a line; another one is a document."""
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-    head = list(itertools.islice(numbered, 2))
+    head = list(itertools.islice(numbered, PREAMBLE))
     if not head:
         return
+    start = next((index for index, (_, line) in enumerate(head) if _begins(line)), 0)
     by_name = name.lower().endswith((".jsonl", ".ndjson"))
-    row_alone = by_name and head[0][1].lstrip().startswith("{")
-    if not _is_complete(head[0][1]) or (len(head) == 1 and not row_alone):
+    row_alone = by_name and head[start][1].lstrip().startswith("{")
+    if not _is_complete(head[start][1]) or (len(head) == start + 1 and not row_alone):
         head += numbered
-        if (document := _document(path, "".join(line for _, line in head), head)) is not None:
+        body = head[start:]
+        if (document := _document(schema, path, "".join(line for _, line in body), body)) is not None:
+            for number, line in head[:start]:
+                bad.add(f"{path}, line {number} is not JSON; {_remedy(line)}")
             for number, row in enumerate(_records(schema, path, document), 1):
                 yield place_of(path, number, 0), (number, 0), _named(schema, row)
             return
@@ -111,7 +127,10 @@ def _rows(
             continue
         if number == head[0][0]:
             _require_no_names(schema, path, row)
-        yield where, (number, number), _named(schema, row)
+        row = _named(schema, row)
+        is_part = _holds_objects(row) and _has_columns(schema, row[0]) and (schema.columns or not by_name)
+        for each in row if is_part else [row]:
+            yield where, (number, number), each
 
 
 def _is_complete(line: str) -> bool:
@@ -119,10 +138,15 @@ def _is_complete(line: str) -> bool:
     try:
         return isinstance(decode_json(line), dict | list)
     except ValueError:
-        return line.lstrip()[:1] not in ("{", "[")
+        return not _begins(line)
 
 
-def _document(path: str, text: str, numbered: list[tuple[int, str]]) -> Any:
+def _begins(line: str) -> bool:
+    """Return whether a line may begin an object or an array."""
+    return line.lstrip()[:1] in ("{", "[")
+
+
+def _document(schema: RowSchema, path: str, text: str, numbered: list[tuple[int, str]]) -> Any:
     """Return the value of a whole file, or a list of the objects that follow each other in it; None: its lines are rows, and the first is damaged.
 
     Raises:
@@ -133,7 +157,7 @@ def _document(path: str, text: str, numbered: list[tuple[int, str]]) -> Any:
     except ValueError as error:
         with contextlib.suppress(ValueError):
             return decode_json(_LAST_COMMA.sub("]", text))
-        rows = _sequence(text)
+        rows = _sequence(text, schema.cfg.messages is None)
         if rows is None and (len(numbered) < 2 or not _is_complete(numbered[1][1])):
             raise DataError(
                 f"{path} is not JSON: {error}; {_remedy(text)}, or give another dataset.format"
@@ -142,21 +166,32 @@ def _document(path: str, text: str, numbered: list[tuple[int, str]]) -> Any:
 
 
 def _remedy(text: str) -> str:
+    if _COMMENT.match(text):
+        return "JSON has no comments: remove it"
     return "Python printed it: write it with json.dumps" if _PYTHON.match(text) else "correct it"
 
 
 def _named(schema: RowSchema, row: Any) -> Any:
     """Return a row with the names of its columns, which dataset.columns gives to an array; an array of turns is a conversation."""
     columns, messages = schema.cfg.columns, schema.cfg.messages
-    if messages and isinstance(row, list) and row and all(isinstance(turn, dict) for turn in row):
+    if messages and _holds_objects(row):
         return {messages: row}
     if columns and isinstance(row, list) and len(row) == len(columns):
         return dict(zip(columns, row, strict=True))
     return row
 
 
-def _sequence(text: str) -> list[Any] | None:
-    """Return objects that follow each other with white space or commas between them; None: the text is something else."""
+def _holds_objects(row: Any) -> bool:
+    """Return whether a value is an array of objects."""
+    return isinstance(row, list) and bool(row) and all(isinstance(each, dict) for each in row)
+
+
+def _sequence(text: str, joins: bool) -> list[Any] | None:
+    """Return objects that follow each other with white space or commas between them; None: the text is something else.
+
+    Args:
+        joins: also return the objects of arrays that follow each other.
+    """
     values, place = [], _NEXT.match(text).end()  # type: ignore[union-attr]
     decoder = json.JSONDecoder()
     while place < len(text):
@@ -165,9 +200,9 @@ def _sequence(text: str) -> list[Any] | None:
             value = decode_json(text[place:end])
         except (ValueError, RecursionError):
             return None
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) and not (joins and _holds_objects(value)):
             return None
-        values.append(value)
+        values += value if isinstance(value, list) else [value]
         place = _NEXT.match(text, end).end()  # type: ignore[union-attr]
     return values
 
@@ -208,7 +243,8 @@ def _of_columns(schema: RowSchema, document: Mapping[str, Any]) -> list[Any] | N
 
 
 def _holds_rows(document: Mapping[str, Any]) -> bool:
-    """Return whether an object of unknown columns holds rows: arrays of objects, arrays of arrays, or objects under more keys than they have columns."""
+    """Return whether an object of unknown columns holds rows (arrays of objects, arrays of arrays, or objects under more keys than they have columns), or
+    has no keys of columns: its values are no arrays or objects, or arrays of several lengths."""
     values = list(document.values())
     if all(isinstance(value, list) for value in values) and len(set(map(len, values))) == 1:
         return all(isinstance(each, dict) for value in values for each in value)
@@ -217,11 +253,18 @@ def _holds_rows(document: Mapping[str, Any]) -> bool:
             return False  # columns with the numbers of the rows
         if len(values) > max(map(len, values)):
             return True
-    return any(_arrays(document, "")) or any(_width(value) > 1 for value in values)
+    is_mapping = all(not isinstance(value, dict | list) for value in values) or (
+        all(isinstance(value, list) for value in values) and len(set(map(len, values))) > 1
+    )
+    return is_mapping or any(_arrays(document, "")) or any(_width(value) > 1 for value in values)
 
 
 def _has_columns(schema: RowSchema, row: Mapping[str, Any]) -> bool:
-    return all(column in row or column.split(".")[0] in row for column in schema.columns)
+    return all(_has_column(row, column) for column in schema.columns)
+
+
+def _has_column(row: Mapping[str, Any], column: str) -> bool:
+    return column in row or column.split(".")[0] in row
 
 
 def _under_a_key(schema: RowSchema, path: str, document: Mapping[str, Any]) -> Any:
@@ -259,8 +302,29 @@ def _under_a_key(schema: RowSchema, path: str, document: Mapping[str, Any]) -> A
         raise SeveralKeysError(path, lists)
     if not document:
         raise DataError(f"{path} holds an empty object; write one object per row")
+    _require_rows(schema, path, document)
     raise DataError(
         f"{path}: no key of the document holds an array of objects (keys: {listed(document)}); name it with dataset.field="
+    )
+
+
+def _require_rows(schema: RowSchema, path: str, document: Mapping[str, Any]) -> None:
+    """Refuse a mapping of texts to labels, or of labels to their texts, which has no keys of columns.
+
+    Raises:
+        DataError
+    """
+    values = list(document.values())
+    if all(not isinstance(value, dict | list) for value in values):
+        what = "a value"
+    elif all(isinstance(value, list) and all(map(_is_text, value)) for value in values):
+        what = "a list of texts"
+    else:
+        return
+    columns = schema.columns or ["text", "label"]
+    example = ", ".join(f"{json.dumps(column)}: …" for column in columns)
+    raise DataError(
+        f"{path} holds one object with {what} for each of {len(values):,} keys ({listed(document, 80)}); write an object a row: {{{example}}}"
     )
 
 
@@ -268,7 +332,7 @@ def _arrays(value: Mapping[str, Any], above: str) -> Iterator[tuple[str, list[An
     """Yield the arrays of objects in a document, by their dotted keys."""
     for key, inner in value.items():
         name = f"{above}{key}"
-        if isinstance(inner, list) and inner and all(isinstance(each, dict) for each in inner):
+        if _holds_objects(inner):
             yield name, inner
         elif isinstance(inner, dict) and name.count(".") + 1 < DEEPEST_FIELD:
             yield from _arrays(inner, f"{name}.")

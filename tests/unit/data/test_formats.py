@@ -259,6 +259,8 @@ READ: dict[str, tuple[Write, dict[str, Any]]] = {
     "fastText (__label__good text)": (file("a.txt", rows("__label__{label} {text}\n", "")), {}),
     "JSON, one array": (file("a.json", json.dumps(OBJECTS, indent=1)), {}),
     "JSON, one array on one line": (file("a.jsonl", json.dumps(OBJECTS)), {}),
+    "JSON, arrays of objects that follow each other": (file("a.json", "\n".join(json.dumps(part, indent=1) for part in (OBJECTS[:30], OBJECTS[30:]))), {}),
+    "JSON, an array of objects a line": (file("a.json", f"{json.dumps(OBJECTS[:30])}\n{json.dumps(OBJECTS[30:])}\n"), {}),
     "JSON, objects that follow each other": (file("a.json", "\n".join(json.dumps(row, indent=1) for row in OBJECTS)), {}),
     "JSON, objects under one key": (file("a.json", json.dumps({"version": 1, "data": OBJECTS})), {}),
     "JSON, objects under one of several keys, with dataset.field": (
@@ -433,6 +435,22 @@ REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
     "a line that is no JSON": (
         file("a.jsonl", LINES + '{"text": "cut'),
         ("a.jsonl", "line 61", "not JSON", "dataset.bad_rows=drop"),
+    ),
+    "JSON below a comment": (
+        file("a.json", f"// a comment\n{json.dumps(OBJECTS, indent=1)}"),
+        ("a.json", "line 1", "not JSON", "remove", "dataset.bad_rows=drop"),
+    ),
+    "JSON, an object of texts with their labels": (
+        file("a.json", json.dumps(dict(ROWS))),
+        ("a.json", "60 keys", 'write an object a row: {"text": …, "label": …}'),
+    ),
+    "JSON, an object of labels with their texts": (
+        file("a.json", json.dumps({each: texts_of(each).split("\n") for each in ("bad", "good")})),
+        ("a.json", "2 keys", 'write an object a row: {"text": …, "label": …}'),
+    ),
+    "an object without the key of its label": (
+        file("a.jsonl", LINES + '{"text": "some text"}\n'),
+        ("a.jsonl", "line 61", "no column 'label'", "'label': null", "dataset.bad_rows=drop"),
     ),
     "a text of JSON that is a number, below blank lines": (
         file("a.jsonl", LINES.replace("\n", "\n\n", 2) + '{"text": 5, "label": "bad"}\n'),
@@ -638,6 +656,7 @@ INIT_REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
         file("a.jsonl", "".join(json.dumps({"text": text, "entities": [{"text": "a", "label": "X"}] * (number % 4 > 0)}) + "\n" for number, (text, _) in enumerate(ROWS))),
         ("line 2", "45 of 60 rows", "dataset.bad_rows=drop"),
     ),
+    "an object of texts with their labels": (file("a.json", json.dumps(dict(ROWS))), ("60 keys", "an object a row")),
     "keys of a table for a text": (file("a.txt", "one two\n\nthree\n"), ("dataset.columns",)),
 }  # fmt: skip
 
