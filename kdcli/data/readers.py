@@ -70,7 +70,9 @@ class Source:
     def _without_undecodable(self, decoded: Iterable[str]) -> Iterator[str]:
         for number, line in enumerate(decoded, 1):
             if any("\udc80" <= character <= "\udcff" for character in line):
-                self.bad.add(f"{self.path}, line {number} is not {self.reading.encoding} text")
+                self.bad.add(
+                    f"{self.path}, line {number} is not {(self.reading.encoding or 'utf-8').removesuffix('-sig')} text"
+                )
             else:
                 yield line
 

@@ -237,8 +237,15 @@ def _of_folder(path: Path) -> dict[str, list[Path]]:
         )
     kinds = sorted({data_suffix(file.name) for file in files})
     if len(kinds) > 1 and set(kinds) - {*JSON_SUFFIXES} and set(kinds) - {".csv", ".tsv", ".tab"}:
+        splits = _by_split(path, files)
+        remedy = f"choose some: dataset.path='{path}/*{kinds[0]}'"
+        if "train" in splits and len(splits) == len(files):  # a file for each split
+            keys = {split: "path" if split == "train" else split for split in SPLIT_NAMES if split in splits}
+            remedy = "name them: " + " ".join(
+                f"dataset.{key}={splits[split][0]}" for split, key in keys.items()
+            )
         raise DataError(
-            f"the data folder {path} has files of several formats (*{', *'.join(kinds)}); choose some: dataset.path='{path}/*{kinds[0]}'"
+            f"the data folder {path} has files of several formats (*{', *'.join(kinds)}); {remedy}"
         )
     return _by_split(path, files)
 

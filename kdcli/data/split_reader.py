@@ -225,7 +225,7 @@ class SplitReader:
         for description, count in Counter(map(str, readings)).items():
             same = [reading for reading in readings if str(reading) == description]
             likely = any(reading.guess and not reading.guess.certain for reading in same)
-            files = f"{count} files of {name}" if len(readings) > 1 else name
+            files = f"{count} file{'s' * (count > 1)} of {name}" if len(readings) > 1 else name
             forced = "; dataset.encoding= gives another encoding" if likely else ""
             logger.log(
                 logging.WARNING if likely else logging.INFO, "read %s as %s%s", files, description, forced

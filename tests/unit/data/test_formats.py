@@ -481,6 +481,10 @@ REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
         files(a_csv=PLAIN, a_jsonl=LINES),
         ("*.csv", "*.jsonl", "dataset.path="),
     ),
+    "a folder with a split in another format": (
+        files(train_csv=PLAIN, test_jsonl=LINES),
+        ("*.csv", "*.jsonl", "dataset.path=", "data/train.csv dataset.test=", "data/test.jsonl"),
+    ),
     "zip with several files": (file("a.zip", zipped("a.csv", "b.csv")), ("a.zip", "dataset.path=")),
     "a compressed file that is cut off": (
         file("a.csv.gz", gzip.compress(PLAIN.encode())[:-20]),
@@ -690,7 +694,7 @@ def test_texts_are_those_of_the_file(tmp_path: Path, name: str, caplog: pytest.L
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_files_that_are_refused(tmp_path: Path, name: str) -> None:
+def test_files_that_are_refused(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
     """A message about something else, or one without the key that helps."""
     write, words = REFUSED[name]
     (tmp_path / "in").mkdir()
@@ -702,6 +706,7 @@ def test_files_that_are_refused(tmp_path: Path, name: str) -> None:
         data = read(next((tmp_path / "in").iterdir()), bad_rows="drop")
         assert dict(ROWS).items() <= texts(data).items()
         assert data.dropped["cannot be read"] == 1
+        assert "utf-8-sig" not in caplog.text  # the codec by which a byte order mark is skipped
 
 
 @pytest.mark.parametrize(
@@ -880,6 +885,10 @@ def test_one_line_says_how_a_file_is_read(tmp_path: Path, caplog: pytest.LogCapt
     read(shards(tmp_path / "shards"))
     [line] = [each.getMessage() for each in caplog.records if each.getMessage().startswith("read ")]
     require_words(line, "4 files", str(tmp_path / "shards"), "parquet")
+    caplog.clear()
+    read(files(a_csv=PLAIN, b_tsv=PLAIN.replace(",", "\t"))(tmp_path / "mixed"))
+    lines = [each.getMessage() for each in caplog.records if each.getMessage().startswith("read ")]
+    assert [line.partition(" of ")[0] for line in lines] == ["read 1 file"] * 2
 
 
 @pytest.mark.parametrize(("above", "line"), [("A title\n\n\n", 4), ('sep=,\n\n"A title\nof two",\n', 5)])
