@@ -53,6 +53,7 @@ class Dialect:
         further: whether rows may end with fields that dataset.columns does not name.
         wrapped: whether fields lose the quotes around them, within which others stand undoubled ("a "so" b").
         line: the line on which the header begins.
+        headless: whether the first row is no header, and the names are those of the file before.
     """
 
     delimiter: str
@@ -65,6 +66,7 @@ class Dialect:
     further: bool = False
     wrapped: bool = False
     line: int = 1
+    headless: bool = False
 
 
 def require_signs(delimiter: str | None, quote: str | None, escape: str | None) -> None:
@@ -111,6 +113,14 @@ def decide(schema: RowSchema, suffix: str, sample: Sequence[str], cut: bool) -> 
             break
     assert best is not None
     dialect = best.settled()
+    if (
+        best.skip is None
+        and not cfg.columns
+        and best.rows
+        and len(schema.header) == len(dialect.names)
+        and is_first_row(best.rows[0], best.rows[1:EXAMINED])
+    ):
+        dialect = dataclasses.replace(dialect, names=schema.header, headless=True)
     return dataclasses.replace(
         dialect,
         skip=dialect.skip + bool(sep),
@@ -373,7 +383,7 @@ def read(
     """
     columns, header = schema.cfg.columns, list(dialect.names)
     reader = _reader(lines, dialect)
-    _skip(path, reader, dialect.skip + (columns is None))
+    _skip(path, reader, dialect.skip + (columns is None and not dialect.headless))
     indices = [index + dialect.row_names for index in _indices(schema, name, header, reader)]
     width, needed = len(header) + dialect.row_names, max(indices) + 1
     notes: Counter[str] = Counter()

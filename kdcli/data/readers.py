@@ -120,6 +120,7 @@ def read_file(
     source.bad.warn(path.name, len(rows))
     if not rows:
         raise DataError(f"{path} has no rows; give another file as dataset.path or dataset.unlabelled")
+    schema.header = source.reading.dialect.names if source.reading.dialect else ()
     dropped = Counter({UNREADABLE: source.bad.count})
     names = None
     if source.reading.format in ("parquet", "arrow") and own.has_gold:

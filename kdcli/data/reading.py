@@ -120,6 +120,7 @@ class Reading:
             )
             words += ["escaped by backslash"] * (dialect.escape is not None)
             words += [f"header in line {dialect.line}"] * (dialect.skip > 0)
+            words += ["no header: the names of the file before"] * dialect.headless
             words += ["row names"] * dialect.row_names
             words += [f"{len(dialect.names)} column{'s' * (len(dialect.names) != 1)}"]
         format_name = f"{self.format} in {self.compression}" if self.compression else self.format

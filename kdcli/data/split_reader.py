@@ -187,6 +187,7 @@ class SplitReader:
                 f"{given} has no split {split} (splits: {listed(files)}); name them with dataset.train=, dataset.validation= and dataset.test="
             )
         chosen = files.get(split) or files["train"]
+        schema.header = ()
         results = [self._read_file(schema, given, file, len(chosen) == 1) for file in chosen]
         if schema.has_gold and any(cfg.label in columns_of_folders(given, file) for file in chosen):
             logger.info("%s: the column %r is that of the names of its folders", given, cfg.label)

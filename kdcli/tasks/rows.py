@@ -108,6 +108,8 @@ class RowSchema(ABC):
         """The reasons to doubt results on the rows."""
         self.decided: dict[str, Any] = {}
         """The decisions about the first file, which apply to the other files of the data set."""
+        self.header: tuple[str, ...] = ()
+        """The names of the columns in the file of the source that was read before, for files without a header."""
         self.replacements = [(re.compile(pattern), put) for pattern, put in cfg.replace.items()]
         self.reads_splits = False
         """Whether the column of splits is read, of the source of the training rows."""

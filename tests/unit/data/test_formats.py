@@ -16,6 +16,7 @@ import os
 import re
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -922,6 +923,30 @@ def test_quotes_that_are_text_by_the_config(tmp_path: Path) -> None:
     assert all(text.startswith('"') for text in texts(read(path, quote="none")))
     path.write_text(rows('"{text}" or "so",{label}\n') + "plain words,good\n")
     assert sum(text.startswith('"') for text in texts(read(path))) == len(ROWS)
+
+
+@pytest.mark.parametrize("form", ["{text},{label}\n", '"the {number}. of many: {text}",{label}\n'])
+def test_shards_of_which_the_first_one_has_the_header(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, form: str
+) -> None:
+    """Pieces that `split` cuts are refused without dataset.columns, and with it; or their first rows are lost, also when a later command reads them."""
+    lines = rows(form).splitlines(keepends=True)
+    folder = files(a_csv="".join(lines[:31]), b_csv="".join(lines[31:]))(tmp_path)
+    expected = texts(read(file("all.csv", "".join(lines))(tmp_path)))
+    caplog.set_level("INFO")
+    data = read(folder)
+    assert len(expected) == len(ROWS)
+    assert texts(data) == expected
+    assert sum("no header" in each.getMessage() for each in caplog.records) == 1
+    assert (
+        texts(read(folder, [Reading.of_record(reading.as_record()) for reading in data.readings])) == expected
+    )
+    assert inspect(str(folder), {}).labels == Counter(expected.values())
+    (folder / "b.csv").write_text("".join(["review,sentiment\n", *lines[31:]]))
+    with pytest.raises(
+        DataError, match=naming("b.csv", "no column 'text'", "review, sentiment", "dataset.text=")
+    ):
+        read(folder)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
