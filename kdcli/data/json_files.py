@@ -128,9 +128,10 @@ def _rows(
         if number == head[0][0]:
             _require_no_names(schema, path, row)
         row = _named(schema, row)
-        is_part = _holds_objects(row) and _has_columns(schema, row[0]) and (schema.columns or not by_name)
-        for each in row if is_part else [row]:
-            yield where, (number, number), each
+        if _holds_objects(row) and _has_columns(schema, row[0]) and (schema.columns or not by_name):
+            yield from ((where, (number, number), each) for each in row)
+        else:
+            yield where, (number, number), row
 
 
 def _is_complete(line: str) -> bool:
