@@ -24,9 +24,9 @@ POLL = 0.2
 """Seconds between two checks whether a signal came for a child process."""
 _DIES_WITH_PARENT = (
     "import ctypes, os, sys\n"
-    "ctypes.CDLL(None).prctl(1, 9)\n"  # PR_SET_PDEATHSIG, SIGKILL
+    "ctypes.CDLL(None).prctl(1, int(sys.argv[2]))\n"  # PR_SET_PDEATHSIG
     "os.getppid() == int(sys.argv[1]) or os._exit(1)\n"
-    "os.execvp(sys.argv[2], sys.argv[2:])\n"
+    "os.execvp(sys.argv[3], sys.argv[3:])\n"
 )
 _CALL = (
     "import pickle, sys\n"
@@ -157,11 +157,15 @@ def raise_if_interrupted() -> None:
         raise Interrupted(_signals.received)
 
 
-def bound(command: Sequence[str]) -> list[str]:
-    """Return a command for `subprocess` that the operating system kills as soon as this process ends in any way (on Linux)."""
+def bound(command: Sequence[str], number: signal.Signals = signal.SIGKILL) -> list[str]:
+    """Return a command for `subprocess` to which the operating system sends a signal as soon as this process ends in any way (on Linux).
+
+    Args:
+        number: the signal; SIGTERM for a process that ends processes of its own.
+    """
     if sys.platform != "linux":
         return list(command)
-    return [sys.executable, "-I", "-S", "-c", _DIES_WITH_PARENT, str(os.getpid()), *command]
+    return [sys.executable, "-I", "-S", "-c", _DIES_WITH_PARENT, str(os.getpid()), str(int(number)), *command]
 
 
 def call_in_child(function: Callable[..., int], *arguments: Any) -> int:

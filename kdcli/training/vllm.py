@@ -263,7 +263,7 @@ def _serving(job: TrainJob, rollout: Rollout, folder: Path, dtype: torch.dtype) 
             else ["--enforce-eager"]
         )
         process = subprocess.Popen(
-            processes.bound(command), stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=_environment(),
+            processes.bound(command, signal.SIGTERM), stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=_environment(),
             start_new_session=True,  # Ctrl-C is for the training, which ends after its step
         )  # fmt: skip
         try:

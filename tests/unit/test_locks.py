@@ -136,23 +136,32 @@ def test_what_was_killed_between_two_renames_is_as_it_was(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl")
-def test_a_process_does_not_outlive_the_one_that_started_it() -> None:
-    """A converter that works for minutes, for a command that was killed."""
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_a_process_does_not_outlive_the_one_that_started_it(name: str, tmp_path: Path) -> None:
+    """A converter that works for minutes, or a server whose own processes hold a GPU's memory, for a command that was killed."""
+    inner = (
+        "import os, pathlib, signal, sys, time\n"
+        f"os.chdir({str(tmp_path)!r})\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(pathlib.Path('ended').touch()))\n"
+        "pathlib.Path('began').touch()\ntime.sleep(60)\n"
+    )
     code = (
-        "import subprocess, sys, time\nfrom kdcli import processes\n"
-        "child = subprocess.Popen(processes.bound([sys.executable, '-c', 'import time; time.sleep(60)']))\n"
+        "import signal, subprocess, sys, time\nfrom kdcli import processes\n"
+        f"child = subprocess.Popen(processes.bound([sys.executable, '-c', {inner!r}], signal.{name}))\n"
         "print(child.pid, flush=True)\ntime.sleep(60)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout
     child = psutil.Process(int(parent.stdout.readline()))
     until = time.monotonic() + 30
-    while "time.sleep(60)" not in "".join(child.cmdline()[-1:]):  # it has not become the command yet
+    while not (tmp_path / "began").exists():
         assert time.monotonic() < until
+        time.sleep(0.05)
     parent.kill()
     parent.wait()
     psutil.wait_procs([child], timeout=10)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert (tmp_path / "ended").exists() == (name == "SIGTERM")
 
 
 def test_a_signal_waits_where_it_is_deferred(capfd: pytest.CaptureFixture[str]) -> None:
