@@ -130,7 +130,8 @@ def examine(
             f"{run / HYDRA} is damaged, so it is unknown who made this directory; restore it, or choose another --out"
         )
     if app != APP:
-        raise ConfigError(f"{run} holds files and was not made by kdcli; choose another --out")
+        lacks = f" (it has no {HYDRA}, which a run begins with)" if app is None else ""
+        raise ConfigError(f"{run} holds files and was not made by kdcli{lacks}; choose another --out")
     if not held:
         _free(run)
     before = _with_defaults(_resolved(run), config)
