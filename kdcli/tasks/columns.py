@@ -27,7 +27,7 @@ LOOKED_AT = 100
 """The number of values from which the kind of a column is determined."""
 CERTAIN, NAMED, LIKELY, POSSIBLE = 3, 2, 1, 0
 """How sure a fit is: no other task has such values; the names or the values of the columns are those of the task; they look so; nothing speaks against it."""
-_NO_TEXT = re.compile(rf"{DATE.pattern}|[\d\W]+|\S*\d\S*|https?://\S+|\S+@\S+\.\w+")
+_NO_TEXT = re.compile(rf"{DATE.pattern}|[\d\W]+|[!-ɏ]*\d[!-ɏ]*|https?://\S+|\S+@\S+\.\w+")
 """A value that is no text: a number or a date, an identifier, an address of the web or of a mailbox."""
 _CODES = """
 aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en eo es et eu fa ff fi fj fo fr fy ga
@@ -49,6 +49,8 @@ LABELS = (
 """The usual names of columns of labels, the most usual first."""
 AMBIGUOUS = frozenset({"target", "y"})
 """Names of columns of labels which a column of texts may have as well."""
+REJECTED = "rejected"
+"""The usual name of the column of the worse answer in preference data, which nothing is to learn."""
 TAGS = frozenset({"ner_tags", "tags", "tag", "ner", "word_labels"})
 """The usual names of columns of tags."""
 _REGION = re.compile(r"[A-Za-z]{2,4}")
@@ -157,13 +159,21 @@ class Column:
 
     @property
     def looks_like_labels(self) -> bool:
-        """Whether few different short values repeat, which are no dates."""
+        """Whether few different short values repeat, which are neither dates nor scores."""
         if all(
             isinstance(value, str | date) and DATE.fullmatch(str(value)) for value in self.values[:LOOKED_AT]
         ):
             return False
         few = 2 <= self.distinct <= min(MOST_CLASSES, max(2, SHARE * len(self.values)))
-        return few and self.length <= LONGEST_LABEL and not self.is_list and not self.is_turns
+        is_short = self.length <= LONGEST_LABEL and not self.is_list and not self.is_turns
+        return few and is_short and not self.is_scores
+
+    @property
+    def is_scores(self) -> bool:
+        """Whether most values are numbers with a fraction."""
+        values = self.values[:LOOKED_AT]
+        numbers = [number_of(str(value)) for value in values if isinstance(value, str | float)]
+        return sum(number is not None and number % 1 != 0 for number in numbers) > len(values) / 2
 
 
 @dataclass(frozen=True)
@@ -206,7 +216,7 @@ def numbered_pairs(columns: Iterable[Column]) -> list[tuple[str, str]]:
 
 
 def texts_alone(columns: Sequence[Column]) -> list[str]:
-    """Return the columns of texts, if none looks like labels or is called so, and none holds lists."""
+    """Return the columns of texts, if none looks like labels or is called so, and none holds lists; not that of rejected answers."""
     if any(column.looks_like_labels or column.is_list or column.is_called_labels for column in columns):
         return []
-    return [column.name for column in columns if column.is_text]
+    return [column.name for column in columns if column.is_text and column.name.lower() != REJECTED]

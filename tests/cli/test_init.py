@@ -466,3 +466,29 @@ def test_one_number_among_texts(init: Init) -> None:
     done = init("texts.jsonl")
     assert done.exit_code == 0, done.output
     require_words(done.output, "classification", "line 60", "dataset.bad_rows")
+
+
+def test_texts_without_spaces_that_hold_numbers(init: Init) -> None:
+    """A sentence in Chinese with a number in it is taken for an identifier, and the file for one without texts."""
+    rows = "".join(f"{n},这家餐厅的服务非常好，订单{n}号,{'好差'[n % 2]}评\n" for n in range(ROWS))
+    Path("reviews.csv").write_text("编号,评论,类别\n" + rows, encoding="utf-8")
+    require_words(init("reviews.csv").stdout, "text = 评论", "label = 类别", "好评 60")
+
+
+def test_what_repeats_and_is_no_class(init: Init) -> None:
+    """Confidences, shares of labels and the roles of messages are proposed as classes, and worse answers as what is to be learned."""
+    texts = [f"{sentence(random.Random(n))} {n}" for n in range(ROWS)]
+    with_shares = [
+        {"text": text, "label": {"pos": n % 9 / 10, "neg": 1 - n % 9 / 10}} for n, text in enumerate(texts)
+    ]
+    messages = [{"text": text, "role": ("user", "assistant")[n % 2]} for n, text in enumerate(texts)]
+    sure = [{"text": text, "topic_": "abc"[n % 3], "confidence": n % 7 / 10} for n, text in enumerate(texts)]
+    pairs = [{"chosen": text, "rejected": f"no, {text}"} for text in texts]
+    for name, rows in {"shares": with_shares, "roles": messages, "sure": sure, "pairs": pairs}.items():
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused = init("shares.jsonl")
+    assert refused.exit_code == 2
+    assert "label.pos" not in refused.stderr
+    assert "classification" not in init("roles.jsonl", "--out", "roles.yaml").stdout
+    require_words(init("sure.jsonl", "--out", "sure.yaml").stdout, "label = topic_", "confidence")
+    require_words(init("pairs.jsonl", "--out", "pairs.yaml").stdout, "text = chosen", "rejected")

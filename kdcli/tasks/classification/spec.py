@@ -17,7 +17,7 @@ TEXTS = (
 )  # fmt: skip
 """The usual names of columns of texts, the most usual first."""
 PEOPLE = frozenset({
-    "user", "username", "user_id", "userid", "author", "author_id", "sender", "from", "to", "reviewer", "customer", "owner", "speaker",
+    "user", "username", "user_id", "userid", "author", "author_id", "sender", "from", "to", "reviewer", "customer", "owner", "speaker", "role",
 })  # fmt: skip
 """Names of columns of people, who repeat and are no classes, unless the user says so. (Teams and assignees are: tickets are routed.)"""
 PAIRS = (
