@@ -75,6 +75,9 @@ def without_thoughts(choice: Mapping[str, Any]) -> Written:
     if text.strip():
         return Written(text, cut=cut)
     thoughts = choice.get("reasoning", "")
+    if calls := choice.get("calls"):
+        written = ", ".join(f"{call['name']}({call['arguments']})" for call in calls)
+        return Written(None, f"the answer is a call of a tool, without text ({ended}): {written}")
     if thoughts and cut:
         return Written(None, f"the answer is cut inside its thoughts ({ended}): {thoughts}")
     if thoughts or raw.strip():

@@ -226,9 +226,13 @@ class Client(ABC):
         return bytes.fromhex(digest(self.base_url, self.model, body))
 
     def refuses_all(self, reason: str) -> TeacherError:
-        return TeacherError(
-            f"{self.base_url} refuses every request ({reason}); check teacher.parameters, and teacher.model = {self.model}"
-        )
+        """Return the error for a service that rejects each request for this reason."""
+        remedy = self.remedy(reason) or f"check teacher.parameters, and teacher.model = {self.model}"
+        return TeacherError(f"{self.base_url} refuses every request ({reason}); {remedy}")
+
+    def remedy(self, reason: str) -> str:
+        """Return what to do about a rejection with this reason; empty: it names nothing that is known."""
+        return ""
 
     def send_with_retries(self, body: dict[str, Any], stop: threading.Event) -> Answer:
         """Send a request until it is answered.

@@ -172,6 +172,8 @@ class LabelReader:
         written = without_thoughts(choice)
         if written.text is not None:
             return self.label_in(written.text, written.cut)
+        if (calls := choice.get("calls")) and not is_cut(choice):
+            return self.label_in(calls[0]["arguments"]) if len(calls) == 1 else None
         # some servers return the answer itself as thoughts (https://github.com/vllm-project/vllm/issues/19222)
         thoughts = plain_text(choice.get("reasoning", ""))
         if choice["text"].strip() or is_cut(choice):

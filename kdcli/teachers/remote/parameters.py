@@ -32,6 +32,17 @@ _UNKNOWN = re.compile(
 )
 _TOO_LONG = re.compile(r"context|too long|too large|exceed", re.IGNORECASE)
 """The words of errors about the length of one prompt, which name max_tokens as well."""
+_FEW_TOKENS = re.compile(
+    r"max_(?:completion_|output_|new_)?tokens.*(?:limit was reached|higher|larger|too (?:small|low)|at least|minimum|greater|>)|output limit was reached",
+    re.IGNORECASE | re.DOTALL,
+)
+"""The words of errors about a limit of tokens that is too small."""
+_SYSTEM = re.compile(
+    r"\b(?:system|developer)\W+(?:role|message|prompt|instruction)s?\b.*\b(?:not|n.t|un)\s*(?:support|enabl|allow|accept|permit)"
+    r"|(?:not|n.t|un)\s*(?:support|allow|accept|permit)\w*.*\b(?:system|developer)\W+(?:role|message|prompt|instruction)|roles? must alternate",
+    re.IGNORECASE | re.DOTALL,
+)
+"""The words of errors about conversations that a model's template refuses."""
 _SEVERAL = re.compile(
     r"['\"`]n['\"`]|(?<![\w'])n\s*(?:=|>|<|must|should|has to|is not|parameter)|candidate.?count|best_of"
     r"|(?:only|one) (?:one |a single )?(?:completion|choice)|multiple (?:completions|choices|candidates)",
@@ -179,6 +190,18 @@ def is_about_parameter(text: str) -> bool:
     """Return whether an error says that a parameter is not supported. Some servers report it as an internal error."""
     names = "|".join((*LIMITS, *OPTIONAL, "logprobs"))
     return bool(_UNKNOWN.search(text) and re.search(rf"(?<![a-z_])(?:{names})(?![a-z_])", text))
+
+
+def remedy_for(reason: str) -> str:
+    """Return what to do if each request is rejected for this reason; empty: its words are not known."""
+    if _FEW_TOKENS.search(reason) and not _TOO_LONG.search(reason):
+        return "give a larger limit: ++teacher.parameters.max_tokens=8192"
+    if _SYSTEM.search(reason):
+        return (
+            "remove the turns that the model does not accept from the data (of the system, for example), or write them into the first turn of the user; "
+            "or serve a model whose template accepts them"
+        )
+    return ""
 
 
 def _named(body: dict[str, Any], rejected: Rejected) -> list[str]:

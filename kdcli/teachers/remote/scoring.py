@@ -211,7 +211,7 @@ class ScoringClient(HTTPClient):
     @property
     def root(self) -> str:
         """Return the server's address without the version of the protocol."""
-        return re.sub(r"/v\d+$", "", self.base_url)
+        return re.sub(r"/v\d+$", "", self.base_url.partition("?")[0])
 
 
 class VLLMClient(ScoringClient):

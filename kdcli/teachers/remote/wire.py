@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from kdcli.errors import ConfigError, TeacherError
 from kdcli.teachers.remote.client import Altered, Client, Rejected, Retry, Unreadable
 from kdcli.teachers.remote.ledger import Answer
 from kdcli.teachers.remote.limits import retry_after
-from kdcli.teachers.remote.parameters import Change, Parameters, is_about_parameter
+from kdcli.teachers.remote.parameters import Change, Parameters, is_about_parameter, remedy_for
 from kdcli.teachers.remote.top import finite, written_top
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class HTTPClient(Client):
     """Posts JSON to a server with an API key, and reads what its responses and errors mean.
 
     Args:
-        base_url: up to and without the path of requests.
+        base_url: up to and without the path of requests; a query (`?api-version=…`) is a part of each address.
         key: the name of the environment variable that holds the API key; None if the server needs none.
         timeout: the seconds in which the complete response must arrive.
         options: of `Client`.
@@ -75,16 +75,20 @@ class HTTPClient(Client):
                 "teacher.base_url: expected http(s)://HOST[:PORT]/PATH without a user or password (these would be written down with the "
                 f"config), got one that begins with {parts.scheme or 'no scheme'}"
             )
-        base_url, *path = re.split(r"/(?:(?:chat/)?completions|generate)/?$", base_url)
+        address, mark, query = base_url.partition("?")
+        address, *path = re.split(r"/(?:(?:chat/)?completions|generate)/?$", address)
+        address = address.rstrip("/")
+        base_url = f"{address}{mark}{query}"
         if path:
             raise ConfigError(
                 f"teacher.base_url ends in the path of requests, which is added to it; give {base_url}"
             )
         self._variable, self._key, self._timeout = key, os.environ.get(key or "", "").strip(), timeout
         self._responded = False
-        super().__init__(base_url.rstrip("/"), model, ledger=ledger, **options)
+        super().__init__(base_url, model, ledger=ledger, **options)
         self._client = openai.OpenAI(
-            base_url=self.base_url,
+            base_url=address,
+            default_query=dict(parse_qsl(query)),
             api_key=self._key or "none",
             timeout=timeout,
             max_retries=0,
@@ -258,6 +262,10 @@ class ChatClient(HTTPClient):
             self._parameters.accepted(sent, changes)
         return answer
 
+    def remedy(self, reason: str) -> str:
+        """Return what to do about a rejection, as `Client.remedy`."""
+        return remedy_for(reason)
+
     def _send(self, body: dict[str, Any]) -> Answer:
         response = self.receive("/chat/completions", {"model": self.model, **body})
         if isinstance(response, Answer):
@@ -341,6 +349,7 @@ def read_completion(response: Any, scrub: Callable[[str], str]) -> Answer:
                 {"text": text, "finish_reason": finish, "logprobs": logprobs}
                 | ({"tokens": tokens} if tokens else {})
                 | ({"reasoning": reasoning} if reasoning else {})
+                | ({"calls": calls} if (calls := read_calls(message)) and not text.strip() else {})
             )
         if not choices and not refusal:
             raise ValueError("choices")
@@ -384,6 +393,20 @@ def read_message(message: Mapping[str, Any]) -> tuple[str, str, str]:
             raise TypeError(f"a content part of the type {part['type']}")
     thoughts += [_joined(message[field]) for field in REASONING if message.get(field)][:1]
     return "".join(text), "".join(thoughts), "".join(refusal)
+
+
+def read_calls(message: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the calls of tools in a message: the name and the arguments, as JSON, of each. Proxies request structured output of some models as a call."""
+    calls = [call.get("function") for call in message.get("tool_calls") or ()]
+    functions = [call for call in (*calls, message.get("function_call")) if isinstance(call, Mapping)]
+    return [
+        {
+            "name": str(call.get("name") or ""),
+            "arguments": arguments if isinstance(arguments, str) else json.dumps(arguments),
+        }
+        for call in functions
+        if (arguments := call.get("arguments"))
+    ]
 
 
 def _joined(value: Any) -> str:

@@ -155,6 +155,26 @@ def test_the_answer_in_the_field_of_thoughts() -> None:
     assert label_of(LABELS, "ham", reasoning="spam") == "ham"
 
 
+@pytest.mark.parametrize(
+    ("message", "label"),
+    [
+        ({"tool_calls": [{"function": {"name": "json_tool_call", "arguments": '{"label": "spam"}'}}]}, "spam"),
+        ({"tool_calls": [{"function": {"name": "answer", "arguments": {"label": "spam"}}}]}, "spam"),
+        ({"function_call": {"name": "label", "arguments": '{"value": "Spam"}'}}, "spam"),
+        ({"tool_calls": [{"function": {"name": "look", "arguments": '{"text": "the spam folder"}'}}]}, None),
+        ({"tool_calls": [{"function": {"name": each, "arguments": '{"label": "spam"}'}} for each in "ab"]}, None),
+        ({"content": "ham", "tool_calls": [{"function": {"name": "a", "arguments": '{"label": "spam"}'}}]}, "ham"),
+    ],
+)  # fmt: skip
+def test_the_label_in_a_call_of_a_tool(message: dict[str, Any], label: str | None) -> None:
+    """A proxy requests structured output as a call of a tool, and every answer is "empty"."""
+    [choice] = response({"content": None} | message, "tool_calls").choices
+    read = LabelReader("m", LABELS, "one_hot", least_mass=0.1, smoothing=0.1).label_of(choice)
+    assert (None if read is None else LABELS[read]) == label
+    if label is None:
+        require_words(described(choice), "a call of a tool", "finish_reason=tool_calls", '({"')
+
+
 def response(message: dict[str, Any] | None, finish: str = "stop") -> Any:
     return read_completion({"choices": [{"message": message, "finish_reason": finish}]}, str)
 

@@ -277,6 +277,25 @@ def test_an_address_with_the_path_of_requests(ready: Ready, path: str) -> None:
         ready(SimpleNamespace(url=f"http://127.0.0.1:1{path}"))
 
 
+@pytest.mark.parametrize("path", ["/v1?api-version=1", "/v1/?api-version=1"])
+def test_an_address_with_a_query(served: Served, ready: Ready, path: str) -> None:
+    """The path of requests is written behind the query (`?api-version=1chat/completions`), and the host answers 404."""
+    asked: list[str] = []
+
+    def answered(path: str, body: dict[str, Any]) -> Said:
+        asked.append(path)
+        return echo(body)
+
+    host = served(echo, answered)
+    url = host.url.removesuffix("/v1") + path
+    assert texts_of(ready(host, url=url), questions(1)) == ["you said: 1"]
+    assert asked == ["/v1/chat/completions?api-version=1"]
+    with pytest.raises(
+        ConfigError, match=naming("teacher.base_url", "give http://127.0.0.1:1/v1?api-version=1")
+    ):
+        ready(SimpleNamespace(url="http://127.0.0.1:1/v1/chat/completions?api-version=1"))
+
+
 def test_a_host_that_wants_a_key(served: Served, ready: Ready) -> None:
     """A user without a key is told to check it."""
     host = served(lambda body: 401)

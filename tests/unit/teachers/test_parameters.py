@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import require_words
 from support.endpoint import Host, Odd, Said, Served, last, question, refusing, said
 
 from kdcli.errors import TeacherError
@@ -194,6 +195,32 @@ def test_a_prompt_that_is_too_long(served: Served, ready: Ready) -> None:
     assert "response_format" in host.bodies[-1]
 
 
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("Could not finish the message because max_tokens or model output limit was reached. Please try again with higher max_tokens.",
+         ("++teacher.parameters.max_tokens=8192",)),
+        ("Invalid 'max_output_tokens': integer below minimum value. Expected a value >= 16, but got 8 instead.",
+         ("++teacher.parameters.max_tokens=8192",)),
+        ("System role not supported", ("of the system", "first turn of the user")),
+        ("Developer instruction is not enabled for models/gemma-3-27b-it", ("of the system", "first turn of the user")),
+        ("After the optional system message, conversation roles must alternate user/assistant/user/assistant/...", ("first turn of the user",)),
+        ("This model does not support system messages", ("first turn of the user",)),
+        ("max_tokens is too large: this model's context length is 512 tokens", ("check teacher.parameters",)),
+        ("The system is not available", ("check teacher.parameters",)),
+    ],
+)  # fmt: skip
+def test_what_to_do_about_a_rejection(
+    served: Served, ready: Ready, reason: str, words: tuple[str, ...]
+) -> None:
+    """A user is told to check teacher.parameters, where a larger limit, or another conversation, is what the host wants."""
+    host = served(refusing(lambda body: True, {"message": reason, "param": None}, echo))
+    with pytest.raises(TeacherError) as caught:
+        list(ready(host).query([question(f"{number}") for number in range(9)]))
+    assert reason in caught.value.message
+    require_words(caught.value.message, *words)
+
+
 def test_a_host_that_cannot_keep_to_the_schema_once(served: Served, ready: Ready) -> None:
     """One answer that the host could not make fit ends as a refusal, or takes the schema from all others."""
     error = {"message": "Failed to generate JSON. Please adjust your prompt.", "code": "json_validate_failed"}
@@ -252,4 +279,4 @@ def test_the_page_names_each_case() -> None:
         for line in re.findall(r"^\|.*\| ([\w, ]+) \|$", table, re.MULTILINE)[1:]
         for case in line.split(", ")
     }
-    assert cases == {*CHANGED, *STOPPED, "prompt"}
+    assert cases == {*CHANGED, *STOPPED, "prompt", "remedy"}
