@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdcli.errors import ModelError, abbreviated, shown
+from kdcli.errors import ModelError, abbreviated, listed, shown
 from kdcli.files import hash_file, write_text
 
 SUMS = "SHA256SUMS"
@@ -48,6 +48,8 @@ BUFFERS = re.compile(
     r"(^|[._])(position_ids|token_type_ids|inv_freq|masked_bias|cached|mask|relative_position_index|num_batches_tracked|version|weights)$"
 )
 """The names of tensors that older checkpoints hold in addition to the weights, and that newer models compute."""
+SCALE = re.compile(r"\.(scales?|weight_scale\w*|weight\.(absmax|quant_map|scale)|SCB)$")
+"""The names of the tensors by which quantized weights are multiplied."""
 POOLER = re.compile(r"(^|\.)pooler\.")
 DTYPES = "float32", "float16", "bfloat16", "float64"
 """The values of `dtype` in a config.json with which transformers can build a model."""
@@ -278,16 +280,26 @@ def _elements(path: Path, name: str, quantized: bool) -> int:
     total = 0
     try:
         with safe_open(path, "np") as file:
-            for key in file.keys():  # noqa: SIM118  # it is not a mapping
+            names = list(file.keys())
+            for key in names:
                 part = file.get_slice(key)
                 total += math.prod(part.get_shape())
                 if key.endswith(".weight") and not quantized and not FLOATS.match(part.get_dtype()):
                     raise ModelError(
-                        f"{name}: {path.name}: {shown(key)} holds {part.get_dtype()}, and floats are expected; save the model in float32"
+                        f"{name}: {path.name}: {shown(key)} holds {part.get_dtype()}, and floats are expected; {_without_integers(key, names)}"
                     )
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{name}: {path.name} is not a whole safetensors file ({_bounded(error)})") from None
     return total
+
+
+def _without_integers(key: str, names: Iterable[str]) -> str:
+    """Return what to do about a weight of integers: it is quantized if scales stand beside it, as MLX and bitsandbytes write them."""
+    module = key.removesuffix("weight")
+    scale = next((each for each in names if each.startswith(module) and SCALE.search(each)), None)
+    if scale is None:
+        return "save the model in float32"
+    return f"the weights are quantized ({shown(scale)} stands beside it): use the checkpoint from which they were quantized"
 
 
 def tensor_sizes(file: Any) -> Iterable[tuple[str, int]]:
@@ -343,11 +355,28 @@ def require_body(model: Any, report: Mapping[str, Any]) -> list[str]:
         )
     missing += sorted(key for key, *_ in report["mismatched_keys"] if key.startswith(body))
     if missing:
+        models = _several(left_over, {key.removeprefix(f"{model.base_model_prefix}.") for key in missing})
+        remedy = (
+            f"save the one of its models that is meant ({listed(models)}) by itself, without this prefix"
+            if models
+            else "put the model's own config.json beside the weights"
+        )
         raise ModelError(
             f"the weights lack {len(missing)} tensors of the shape that config.json names ({shown(missing[0])} …), which would be random, and only "
-            f"the head may be new{_instead(left_over)}; put the model's own config.json beside the weights"
+            f"the head may be new{_instead(left_over)}; {remedy}"
         )
     return left_over
+
+
+def _several(left_over: list[str], missing: set[str]) -> list[str]:
+    """Return the prefixes of several models of which each has the missing weights, as in a bi-encoder; empty: there are not several."""
+    one = min(missing)
+    prefixes = {key.removesuffix(one) for key in left_over if key.endswith(f".{one}")}
+    return sorted(
+        prefix
+        for prefix in prefixes
+        if len(prefixes) > 1 and sum(f"{prefix}{each}" in left_over for each in missing) > len(missing) / 2
+    )
 
 
 def _instead(left_over: list[str]) -> str:

@@ -27,7 +27,14 @@ from kdcli.models.adapters import CONFIG, base_of, is_adapter, merge, require_al
 from kdcli.models.converted import named_labels, plain_names, text_model
 from kdcli.models.device_map import load_divided
 from kdcli.models.dtypes import TORCH, is_fast
-from kdcli.models.layouts import no_config, no_safetensors, require_weight_names, warn_of_unread_heads
+from kdcli.models.heads import keep_untied, renew_head
+from kdcli.models.layouts import (
+    missing_model_type,
+    no_config,
+    no_safetensors,
+    require_weight_names,
+    warn_of_unread_heads,
+)
 from kdcli.models.vocabulary import (
     TOKENIZER_FILES,
     count_ids,
@@ -193,7 +200,7 @@ def load_config(source: Checkpoint) -> PreTrainedConfig:
         text_config = config.get_text_config()
     except Exception as error:  # a damaged file may cause any exception
         raise ModelError(
-            f"{source.name}: config.json cannot be used: {_first_line(error)}{_code(error)}"
+            f"{source.name}: config.json cannot be used: {_first_line(error)}{_code(error)}{missing_model_type(source.path)}"
         ) from None
     if not isinstance(text_config, PreTrainedConfig):
         raise ModelError(
@@ -329,7 +336,9 @@ def _load(source: Checkpoint, task: Task, **options: Any) -> tuple[PreTrainedMod
         own |= quantization_options(source.quantization, task.auto, config)
     options = own | options
     try:
-        return task.load(source.path, **options)
+        model, new = task.load(source.path, **options)
+        keep_untied(model, source.name)
+        return model, new
     except ModelError as error:  # the weights were loaded, and cannot be used for the task
         raise ModelError(f"{source.name}: {error.message}") from None
     except Exception as error:  # safetensors, transformers and torch raise exceptions of their own
@@ -504,12 +513,10 @@ def with_new_head(source: Checkpoint, task: Task) -> PreTrainedModel:
         return load_complete(source, task)
     config = task.configure(load_config(source))
     model, _ = _load(source, task, config=config, ignore_mismatched_sizes=True)
-    if has_head(source, task):  # of other labels, or of these in another order
-        for name, part in model.named_children():
-            if name != model.base_model_prefix:
-                for layer in part.modules():
-                    if isinstance(layer, torch.nn.Linear):
-                        layer.reset_parameters()
+    own = has_head(source, task)  # of other labels, or of these in another order
+    replaced = renew_head(model, source.path, every=own)
+    if replaced and not own:  # of another task, and of the same name
+        logger.info("%s: its head is that of another task and is not used (%s)", source.name, replaced[0])
     return model
 
 

@@ -76,7 +76,7 @@ def plain_names(folder: Path, name: str) -> Path:
     Raises:
         ModelError: two weights would have one name.
     """
-    names = [key for file in sorted(folder.glob("*.safetensors")) for key in _names(file)]
+    names = [key for file in sorted(folder.glob("*.safetensors")) for key in weight_names(file)]
     if adapter := next((key for key in names if ".lora_A." in key), None):
         raise ModelError(
             f"{name}: the weights hold an adapter that is not merged ({shown(adapter)}); merge it (merge_and_unload()), and save the model again"
@@ -96,7 +96,8 @@ def plain_names(folder: Path, name: str) -> Path:
     )
 
 
-def _names(file: Path) -> Iterator[str]:
+def weight_names(file: Path) -> Iterator[str]:
+    """Yield the names of the tensors in a safetensors file."""
     from safetensors import safe_open
 
     with safe_open(file, "np") as weights:
@@ -108,7 +109,7 @@ def _foreign_prefix(names: list[str], config: Mapping[str, Any]) -> str:
     import torch
     import transformers
 
-    model_class = _class_of(config)
+    model_class = class_of(config)
     first = {key.partition(".")[0] for key in names}
     if model_class is None or len(first) != 1:
         return ""
@@ -154,7 +155,7 @@ def _rename(folder: Path, out: Path, new: Mapping[str, str]) -> None:
         (out / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
-def _class_of(config: Mapping[str, Any]) -> Any:
+def class_of(config: Mapping[str, Any]) -> Any:
     """Return the class of transformers that `architectures` of a config.json names; None if there is none."""
     import transformers
 
@@ -204,7 +205,7 @@ def text_model(folder: Path, name: str) -> Path:
         ModelError: it has no text decoder that transformers has a class for, or that computes the same for text alone.
     """
     config = read_json(folder / "config.json", name)
-    model_class = _class_of(config)
+    model_class = class_of(config)
     others = [key for key in config if re.fullmatch(r"(vision|audio|image)_config", key)]
     if (
         model_class is None

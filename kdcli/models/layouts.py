@@ -9,7 +9,7 @@ from pathlib import Path
 from kdcli.errors import ModelError, listed
 from kdcli.model_files import read_json
 from kdcli.models.adapters import CONFIG
-from kdcli.models.converted import INDEX
+from kdcli.models.converted import INDEX, class_of
 
 logger = logging.getLogger(__name__)
 PICKLED = "pytorch_model.bin"
@@ -42,9 +42,13 @@ def no_config(path: Path, what: str, name: str) -> ModelError:
         models = next(filter(None, (_models(path, each) for each in ("*.gguf", "*/", "*/*/"))), [])
     if not models:
         return ModelError(f"{name} {problem}; give one that save_pretrained wrote")
+    return ModelError(f"{name} {problem}; give {key}={_last(models)}")
+
+
+def _last(models: list[Path]) -> str:
+    """Return the path of the last one of some models, and the names of the others."""
     *others, last = models
-    also = f" (others: {listed(each.name for each in others)})" if others else ""
-    return ModelError(f"{name} {problem}; give {key}={last}{also}")
+    return f"{last} (others: {listed(each.name for each in others)})" if others else str(last)
 
 
 def _models(folder: Path, pattern: str) -> list[Path]:
@@ -70,6 +74,10 @@ def no_safetensors(folder: Path, what: str, name: str, on_hub: bool) -> ModelErr
         what: "teacher", "student" or the key of the path.
         on_hub: the directory is a snapshot of a hub repository, which may have a conversion.
     """
+    if below := [path for path in _models(folder, "*/") if any(path.glob("*.safetensors"))]:
+        return ModelError(
+            f"{name} has no safetensors in {folder}, and a model lies below it; give {PATH_KEYS.get(what, what)}={_last(below)}"
+        )
     hub = f", or look for the hub's conversion among its pull requests: {what}.revision=refs/pr/N"
     return ModelError(
         f"{name} has no safetensors in {folder}. Other formats can run code when they are loaded "
@@ -125,6 +133,21 @@ def require_weight_names(folder: Path, name: str) -> None:
     raise ModelError(
         f"{name} has neither {WEIGHTS} nor {INDEX} in {folder}, and weights are read by these names; {remedy}"
     )
+
+
+def missing_model_type(folder: Path) -> str:
+    """Return what to write into a config.json without `model_type`, which the first versions of transformers did not write; empty: this is not what it lacks."""
+    try:
+        config = read_json(folder / "config.json", str(folder))
+    except ModelError:  # damaged: transformers says where
+        return ""
+    if config.get("model_type"):
+        return ""
+    kind = getattr(getattr(class_of(config), "config_class", None), "model_type", None)
+    value = (
+        f'"model_type": "{kind}"' if kind else '"model_type" with the name of its architecture (bert, gpt2 …)'
+    )
+    return f"; write {value} into {folder / 'config.json'}"
 
 
 def warn_of_unread_heads(folder: Path, name: str) -> None:

@@ -354,6 +354,61 @@ def labels_by_name(folder: Path, tokenizer: Any) -> Any:
     return model
 
 
+def of_sentence_transformers(folder: Path, tokenizer: Any) -> None:
+    """Its first layout: the transformer in a directory of its own, and a config.json that is none of a model."""
+    below("0_Transformer")(folder, tokenizer)
+    (folder / "config.json").write_text('{"__version__": "0.2.5"}')
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 32}')
+
+
+def tagger(folder: Path, tokenizer: Any) -> Any:
+    """A model of tags, whose head has the names and the shape of a classifier's."""
+    model = of.BertForTokenClassification(MODELS["bert"](num_labels=2).config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def without_type(folder: Path, tokenizer: Any) -> None:
+    """A config.json of 2019."""
+    classifier(folder, tokenizer)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    del config["model_type"]
+    path.write_text(json.dumps(config))
+
+
+def packed(weights: Weights) -> Weights:
+    """Four bits a weight, as MLX packs them: without quantization_config."""
+    new: Weights = {}
+    for key, tensor in weights.items():
+        if tensor.ndim < 2 or not key.endswith(".weight"):
+            new[key] = tensor
+            continue
+        rows, columns = tensor.shape
+        new[key] = torch.zeros(rows, columns // 8, dtype=torch.uint32)
+        for name in ("scales", "biases"):
+            new[f"{key.removesuffix('weight')}{name}"] = torch.ones(rows, 1)
+    return new
+
+
+def two_towers(weights: Weights) -> Weights:
+    """A bi-encoder: two bodies."""
+    body = {key.removeprefix("bert."): tensor for key, tensor in weights.items() if key.startswith("bert.")}
+    return {
+        f"{tower}.{key}": tensor.clone()
+        for tower in ("query_encoder", "doc_encoder")
+        for key, tensor in body.items()
+    }
+
+
+def own_output_layer(weights: Weights) -> Weights:
+    """One that differs from the embeddings which config.json ties it to."""
+    torch.manual_seed(1)
+    return weights | {"lm_head.weight": 0.1 * torch.randn_like(weights["model.embed_tokens.weight"])}
+
+
 DENSE = "encoder.layer.1.output.dense.weight"
 CASES: dict[str, Case] = {
     # ---- read ----
@@ -410,10 +465,25 @@ CASES: dict[str, Case] = {
         for kind in ("Gemma3", "Mistral3", "Qwen2VL", "Qwen2_5_VL", "Qwen3_5", "Llava")
     },
     "Labels in label2id alone": Case(labels_by_name),
+    "An output layer that config.json ties to other embeddings": Case(
+        changed(language_model, own_output_layer), task=CausalLM
+    ),
+    "A head of another task with the same names": Case(tagger, keys={"tune": True}),
     "SetFit, and sentence-transformers with further layers": Case(with_further_heads, keys={"tune": True}),
     # ---- refused ----
     "In a directory below (checkpoint-500)": Case(
         below("checkpoint-500", "checkpoint-1000"), ("teacher.path=", "checkpoint-1000", "checkpoint-500")
+    ),
+    "In a directory below (0_Transformer)": Case(
+        of_sentence_transformers, ("teacher.path=", "0_Transformer")
+    ),
+    "A config.json without model_type": Case(without_type, ('"model_type": "bert"', "config.json")),
+    "Packed integers beside their scales (MLX)": Case(
+        changed(classifier, packed),
+        ("quantized", "bert.embeddings.position_embeddings.scales", "from which they were quantized"),
+    ),
+    "Several models under prefixes (a bi-encoder)": Case(
+        changed(classifier, two_towers), ("doc_encoder.", "query_encoder.", "by itself")
     ),
     "In a snapshot of the hub's cache": Case(below("snapshots/1b2c"), ("teacher.path=", "snapshots/1b2c")),
     "A directory with a GGUF file": Case(

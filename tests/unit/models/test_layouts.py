@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.checkpoints import (
     CASES,
     LABELS,
@@ -20,7 +21,9 @@ from support.checkpoints import (
     labels_by_name,
     language_model,
     multimodal,
+    own_output_layer,
     pickled,
+    tagger,
     with_further_heads,
     without,
 )
@@ -184,6 +187,37 @@ def test_quantized_weights_need_their_package_before_they_are_loaded(
     )
     with pytest.raises(KDError, match=naming("quantization_config", "config.json")):
         require_loadable(Checkpoint(tmp_path, "the model"), Classification(LABELS))
+
+
+def test_an_output_layer_of_its_own_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A student is saved with its own output layer and a config.json that ties it to the embeddings: other programs drop the layer."""
+    (folder := tmp_path / "model").mkdir()
+    changed(language_model, own_output_layer)(folder, None)
+    expected = load_file(folder / "model.safetensors")["lm_head.weight"]
+    model, _ = load_model(Checkpoint(folder, f"the model {tmp_path}"), CausalLM())
+    torch.testing.assert_close(model.get_output_embeddings().weight.detach(), expected)
+    assert not model.config.tie_word_embeddings
+    require_words(caplog.text, "tie_word_embeddings", f"the model {tmp_path}")
+    caplog.clear()
+    model.save_pretrained(tmp_path / "student")
+    again, _ = load_model(Checkpoint(tmp_path / "student", "student"), CausalLM())
+    torch.testing.assert_close(again.get_output_embeddings().weight.detach(), expected)
+    (plain := tmp_path / "plain").mkdir()
+    language_model(plain)
+    assert load_model(Checkpoint(plain, "plain"), CausalLM())[0].config.tie_word_embeddings
+    assert "tie_word_embeddings" not in caplog.text
+
+
+def test_a_head_of_the_same_names_is_new(tokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The head of a model of tags is taken for the one of a classifier that is to be trained."""
+    tags = tagger(tmp_path, tokenizer)
+    caplog.set_level("INFO")
+    model = with_new_head(Checkpoint(tmp_path, "the model"), Classification(LABELS))
+    assert not torch.isclose(model.classifier.weight, tags.classifier.weight).any()
+    torch.testing.assert_close(
+        model.bert.embeddings.word_embeddings.weight, tags.bert.embeddings.word_embeddings.weight
+    )
+    require_words(caplog.text, "another task", "classifier.weight")
 
 
 def test_a_missing_output_layer_may_be_that_of_the_embeddings(tmp_path: Path) -> None:
