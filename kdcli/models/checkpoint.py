@@ -200,7 +200,7 @@ def load_config(source: Checkpoint) -> PreTrainedConfig:
         text_config = config.get_text_config()
     except Exception as error:  # a damaged file may cause any exception
         raise ModelError(
-            f"{source.name}: config.json cannot be used: {_first_line(error)}{_code(error)}{missing_model_type(source.path)}"
+            f"{source.name}: config.json cannot be used: {_first_line(error).rstrip('.')}{_code(error)}{missing_model_type(source.path)}"
         ) from None
     if not isinstance(text_config, PreTrainedConfig):
         raise ModelError(
