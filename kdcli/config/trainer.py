@@ -15,6 +15,7 @@ from kdcli.config.types import (
     GradNorm,
     Int,
     LearningRate,
+    Location,
     Section,
     Steps,
     WeightDecay,
@@ -91,6 +92,10 @@ class Trainer(Section):
     """Divide the weights, gradients and optimizer state among the processes (FSDP2, Zhao et al. 2023, https://arxiv.org/abs/2304.11277); the result is
     that of one process. full_shard: the weights of a layer are gathered while it is computed. offload: besides, what a GPU does not need is in
     the CPU's memory. null: each process holds all."""
+    deepspeed: Location | None = None
+    """A JSON file with DeepSpeed's settings, which then divides the optimizer state (`"zero_optimization": {"stage": 1}`), the gradients (2) and the
+    weights (3) among the processes (ZeRO, Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054). `"auto"` in it is what the keys of this
+    section say. null: DeepSpeed is not used. (pip install 'kdcli[deepspeed]')"""
     ddp_timeout: Annotated[Int, Field(ge=1, le=7 * 24 * 3600)] = 1800
     """Seconds that a process waits for the others in a step, before it ends with an error. Where processes wait for the work of one, such as an
     evaluation, they wait as long as it lives. It holds for the whole run, and is read from the run's own `trainer`."""
@@ -118,12 +123,23 @@ class Trainer(Section):
             raise ValueError("until = steps: expected epochs or max_steps, which give their number")
         return self
 
+    @property
+    def sharded_by(self) -> Literal["fsdp", "deepspeed"] | None:
+        """The key that divides the model among processes."""
+        if self.fsdp is not None:
+            return "fsdp"
+        return None if self.deepspeed is None else "deepspeed"
+
     @model_validator(mode="after")
     def _shards_optimizer(self) -> Trainer:
-        if self.fsdp and self.optimizer not in SHARDED_OPTIMIZERS:
+        if self.fsdp and self.deepspeed:
             raise ValueError(
-                f"optimizer = {self.optimizer} keeps a state that fsdp cannot divide among processes; give one of {', '.join(SHARDED_OPTIMIZERS)}, "
-                "or leave fsdp out"
+                "fsdp and deepspeed: each divides the model among processes; leave one of them out"
+            )
+        if self.sharded_by and self.optimizer not in SHARDED_OPTIMIZERS:
+            raise ValueError(
+                f"optimizer = {self.optimizer} keeps a state that {self.sharded_by} cannot divide among processes; give one of "
+                f"{', '.join(SHARDED_OPTIMIZERS)}, or leave {self.sharded_by} out"
             )
         return self
 

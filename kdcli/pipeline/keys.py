@@ -30,6 +30,7 @@ UNTRAINED = {
     "gradient_checkpointing",
     "compile",
     "fsdp",
+    "deepspeed",
     "ddp_timeout",
 }
 """Keys of a trainer that do not change what is trained."""

@@ -43,6 +43,7 @@ from kdcli.training.arguments import (
     require_trackers,
 )
 from kdcli.training.batches import micro_batches
+from kdcli.training.deepspeed import require_deepspeed
 from kdcli.training.length import planned_steps
 from kdcli.training.sharding import require_processes, require_unquantized
 from kdcli.training.vllm import executable, require_one_machine
@@ -60,6 +61,7 @@ def require_machine(cfg: Config, state: PartialState) -> None:
     trainers |= {f"stages.{name}.trainer": stage.trainer for name, stage in cfg.stages.items()}
     for key, trainer in trainers.items():
         require_processes(trainer, key, state.num_processes)
+        require_deepspeed(trainer, key, state.num_processes)
         require_compiler(trainer, key)
 
 
@@ -196,8 +198,10 @@ def require_trainable(run: Run) -> None:
         ConfigError
     """
     cfg, task = run.cfg, run.task
-    if run.initializer.source is not None and any(phase.trainer.fsdp for phase in run.phases):
-        require_unquantized(student_config(run), run.initializer.quantization_base)
+    sharded = [phase.trainer.sharded_by for phase in run.phases if phase.trainer.sharded_by]
+    if run.initializer.source is not None and sharded:
+        base = run.initializer.quantization_base
+        require_unquantized(student_config(run), f"trainer.{sharded[0]}", base)
     trained = [
         ("trainer", any(phase.trainer.gradient_checkpointing for phase in run.phases), student_config(run))
     ]

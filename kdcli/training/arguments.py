@@ -12,6 +12,7 @@ from kdcli.device import has_gpu
 from kdcli.errors import ConfigError
 from kdcli.models.checkpoint import fast_bf16
 from kdcli.training.batches import micro_batches
+from kdcli.training.deepspeed import deepspeed_config
 from kdcli.training.job import TrainJob
 
 
@@ -139,6 +140,9 @@ def trainer_arguments(job: TrainJob, world: int) -> TrainingArguments:
         # losses of features alone leave the head without a gradient
         fsdp=cfg.fsdp is not None,  # type: ignore[arg-type]
         fsdp_config={"cpu_offload": cfg.fsdp == "offload", "state_dict_type": "SHARDED_STATE_DICT"},
+        deepspeed=None
+        if cfg.deepspeed is None
+        else deepspeed_config(cfg, world, job.distiller.student.config),
         ddp_find_unused_parameters=all(loss.features for loss in job.distiller.losses.values()),
     )
     if arguments.fsdp_plugin_args is not None:

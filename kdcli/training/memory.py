@@ -26,6 +26,7 @@ from kdcli.config.trainer import Trainer as TrainerConfig
 from kdcli.device import has_gpu
 from kdcli.signals import HiddenSignal, chunks
 from kdcli.tasks.base import Task
+from kdcli.training.deepspeed import zero_stage
 from kdcli.training.trainer import SHORT
 
 logger = logging.getLogger(__name__)
@@ -178,10 +179,23 @@ def step_memory(
     head = _head_gradient(model)
     retained = activations.retained(cfg.gradient_checkpointing)
     held, gathered, loading = gradients, 0, weights
-    if cfg.fsdp:
-        parts = _bytes(weight for layer in layers_of(model)[:1] for weight in layer.parameters())
-        outside = weights - parts * len(layers_of(model))
-        gathered = 2 * (parts + outside)  # a layer, and what belongs to none, with gradients
+    layer = _bytes(weight for first in layers_of(model)[:1] for weight in first.parameters())
+    outside = weights - layer * len(layers_of(model))
+    if cfg.deepspeed:
+        stage, live = zero_stage(cfg)
+        optimizer = (optimizer + weights) // processes  # and a copy of the weights
+        if stage == 3:
+            gathered, loading = (
+                min(weights, FP32 * live) + layer + outside,
+                loading + 2 * weights // processes,
+            )
+            weights //= processes
+        if stage > 1:
+            gathered += layer
+            gradients //= processes
+        held = gradients
+    elif cfg.fsdp:
+        gathered = 2 * (layer + outside)  # a layer, and what belongs to none, with gradients
         loading = weights  # each process reads all of them, and keeps its part
         weights, gradients, optimizer, head = (
             size // processes for size in (weights, gradients, optimizer, head)

@@ -50,7 +50,8 @@ from kdcli.training.resume import (
     rewind,
     row_text,
 )
-from kdcli.training.sharding import ShardedTrainer, skeleton
+from kdcli.training.sharded_trainer import ShardedTrainer
+from kdcli.training.sharding import skeleton
 from kdcli.training.vllm import VLLM, generation_engine
 
 SHORT = 128
@@ -77,7 +78,7 @@ def train(job: TrainJob) -> None:
     if job.cfg.dropout is not None:
         set_dropout(job.distiller.student, job.cfg.dropout)
     student = job.distiller.student
-    if job.cfg.fsdp:
+    if job.cfg.sharded_by:
         student = skeleton(student)
     if job.cfg.gradient_checkpointing:
         require_gradient_checkpointing(
@@ -106,7 +107,7 @@ def train(job: TrainJob) -> None:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if job.cfg.keep == "best" and (best := trainer.state.best_global_step):
             trainer.load_weights(checkpoint_folder(job, best))
-        if job.cfg.fsdp:
+        if job.cfg.sharded_by:
             student = trainer.gather_student(student)
     wait_for_everyone(PartialState())  # each process reads the best checkpoint before it is removed
     if trainer.is_world_process_zero():
@@ -268,6 +269,8 @@ class _Trainer(ShardedTrainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Return the stock optimizer; the word embeddings may have a learning rate of their own."""
+        if self.optimizer is not None:
+            return self.optimizer
         optimizer = super().create_optimizer(*args, **kwargs)
         factor = self.job.embedding_learning_rate_factor
         embeddings = self.job.distiller.student.get_input_embeddings().weight

@@ -58,7 +58,7 @@ def in_processes(script: str, *words: str, codes: Sequence[int] = (0, 0)) -> lis
         for rank in ("0", "1")
     ]
     printed = [process.communicate(timeout=600)[0] for process in processes]
-    assert [process.returncode for process in processes] == list(codes), printed
+    assert [process.returncode for process in processes] == list(codes), "\n".join(printed)
     return printed
 
 
@@ -132,7 +132,9 @@ def test_what_the_processes_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(ConfigError, match=r"trainer\.fsdp=full_shard"):
             require_processes(Trainer(fsdp="offload"), "trainer", 2)
     with pytest.raises(ConfigError, match=r"trainer\.fsdp.*student\.path"):
-        require_unquantized(LlamaConfig(quantization_config={"quant_method": "gptq", "bits": 4}))
+        require_unquantized(
+            LlamaConfig(quantization_config={"quant_method": "gptq", "bits": 4}), "trainer.fsdp"
+        )
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match=r"ACCELERATE_USE_FSDP.*trainer\.fsdp"):
         require_processes(Trainer(), "trainer", 2)

@@ -33,6 +33,7 @@ from kdcli.tasks.base import Split, Task
 from kdcli.tasks.causal_lm.task import CausalLM
 from kdcli.tasks.classification.task import Classification
 from kdcli.tasks.encoded import Encoded
+from kdcli.training.batches import micro_batches
 from kdcli.training.distiller import Distiller
 from kdcli.training.job import TrainJob
 from kdcli.training.length import Length
@@ -78,25 +79,26 @@ class Case:
     batch: int
     length: int
     trainer: dict[str, Any]
+    is_decoder: bool = False
 
 
 CASES = {
     "bert": Case(bert, 8, 128, {}),
-    "llama": Case(llama, 2, 256, {}),
+    "llama": Case(llama, 2, 256, {}, True),
     "checkpointing": Case(
-        llama, 4, 256, {"gradient_checkpointing": True, "micro_batch_size": 2, "optimizer": "sgd"}
+        llama, 4, 256, {"gradient_checkpointing": True, "micro_batch_size": 2, "optimizer": "sgd"}, True
     ),
 }
 FIRST = Case(lambda: bert(1, 12), 2, 16, {"gradient_checkpointing": True})
 """Loads what the libraries load when they are first used."""
 
 
-def peaks(case: Case) -> tuple[int, int]:
-    """Train, and return the planned and the measured peak in bytes."""
+def peaks(case: Case, processes: int = 1) -> tuple[int, int]:
+    """Train, as one of several processes, and return the planned and the measured peak in bytes."""
     rows, length = STEPS * case.batch, case.length
     ids = np.random.default_rng(0).integers(5, 300, rows * length)
     task: Task
-    if case.make is llama:
+    if case.is_decoder:
         task, labels = CausalLM(), {"labels": ids}
     else:
         task, labels = Classification(["bad", "good"]), {}
@@ -108,13 +110,13 @@ def peaks(case: Case) -> tuple[int, int]:
         return Split(table, Encoded(columns, np.arange(count + 1) * length, own))
 
     cfg = Trainer(max_steps=STEPS, batch_size=case.batch, keep="last", precision="fp32", **case.trainer)
-    micro = cfg.micro_batch_size or cfg.batch_size
+    micro, accumulate = micro_batches(cfg, processes)
     tokenizer, train_rows = speller(), split(rows)
     with torch.device("meta"):
         empty = case.make().train()
     kept = count_activations(empty, task, [train_rows.encoded[0]] * micro, tokenizer, False, False)
     assert kept.is_counted
-    planned = step_memory(empty, kept, cfg, 1, micro < cfg.batch_size).peak
+    planned = step_memory(empty, kept, cfg, processes, accumulate > 1).peak
     before = restart_peak()
     assert before is not None
     model = case.make()

@@ -29,6 +29,9 @@ def recorded(folder: Path) -> Iterator[None]:
     original = CallbackHandler.on_pre_optimizer_step
 
     def save(self: Any, args: Any, state: Any, control: Any) -> Any:
+        if args.deepspeed:
+            _require_divided(self.model, self.optimizer.optimizer, args)
+            return original(self, args, state, control)
         weights = {name: weight for name, weight in self.model.named_parameters() if weight.grad is not None}
         if state.global_step == 0:
             full = {name: _gathered(weight.grad) for name, weight in weights.items()}
@@ -45,6 +48,21 @@ def recorded(folder: Path) -> Iterator[None]:
         yield
     finally:
         CallbackHandler.on_pre_optimizer_step = original  # type: ignore[method-assign]
+
+
+def _require_divided(model: torch.nn.Module, optimizer: Any, args: Any) -> None:
+    """ZeRO gives each process half of the optimizer's state, and in stage 3 of the weights."""
+    stage = args.hf_deepspeed_config.config["zero_optimization"]["stage"]
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    whole = sum(getattr(weight, "ds_numel", weight.numel()) for weight in weights)
+    if stage == 3:
+        assert all(weight.numel() == 0 or weight.ds_persist for weight in weights)
+        assert sum(weight.ds_tensor.numel() for weight in weights) < 0.6 * whole
+        masters = optimizer.fp32_partitioned_groups_flat
+    else:
+        masters = optimizer.single_partition_of_fp32_groups
+        assert optimizer.partition_gradients == (stage == 2)
+    assert 0 < sum(master.numel() for master in masters) < 0.6 * whole
 
 
 def _gathered(gradient: torch.Tensor) -> torch.Tensor:

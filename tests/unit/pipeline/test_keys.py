@@ -117,6 +117,7 @@ ELSEWHERE: dict[str, str] = {
     "teacher.trainer.compile": "it changes the speed, not the result",
     "teacher.trainer.ddp_timeout": "it decides when a run ends with an error",
     "teacher.trainer.fsdp": "it changes memory, not the result",
+    "teacher.trainer.deepspeed": "it changes memory, not the result",
     "teacher.trainer.logging_steps": "it changes what is logged",
     "teacher.trainer.report_to": "it changes where it is logged",
     "dataset.augment.batch_size": "it changes memory, not the result",
