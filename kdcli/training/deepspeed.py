@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import DistributedType
 from transformers import PreTrainedConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -135,6 +133,8 @@ def require_deepspeed(cfg: TrainerConfig, key: str, processes: int) -> None:
             f"{key}.deepspeed: DeepSpeed is not installed; pip install 'kdcli[deepspeed]' (it compiles nothing before it is used), or leave "
             f"{key}.deepspeed out"
         )
+    if not has_gpu():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns where it finds no other by itself
     read_config(cfg, key, processes)
 
 
@@ -154,8 +154,6 @@ def deepspeed_config(cfg: TrainerConfig, processes: int, student: PreTrainedConf
     """Return DeepSpeed's settings, for a number of processes. The sizes of buckets that are "auto" follow from the width of the student, as in
     transformers."""
     config = read_config(cfg, "trainer", processes)
-    if not has_gpu():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it found no other
     zero = config["zero_optimization"]
     text: Any = student.get_text_config()
     width = getattr(text, "hidden_size", None) or getattr(text, "d_model", None) or 1024
@@ -195,23 +193,13 @@ class DeepSpeed(Sharding):
     """ZeRO: the optimizer state (stage 1), the gradients (2) and the weights (3) are divided among the processes."""
 
     def start(self) -> None:
-        """Have Accelerate use DeepSpeed on a CPU too, where it would leave it out without a message."""
-        os.environ.pop(LAUNCHER, None)  # the next training of this process may not use it
-        unset_hf_deepspeed_config()  # transformers would divide each model that is loaded later
-        state, plugin = self.trainer.accelerator.state, self.trainer.args.deepspeed_plugin
-        if state.distributed_type == DistributedType.MULTI_CPU:
-            from deepspeed.ops import __compatible_ops__
+        """Leave out what DeepSpeed would do to other trainings of the process, and what it would compile."""
+        from deepspeed.ops import __compatible_ops__
 
-            __compatible_ops__["deepspeed_shm_comm"] = (
-                False  # it serves inference, and would be compiled here
-            )
-            plugin.select(_from_accelerator_state=True)
-            state.deepspeed_plugins = plugin
-            state.distributed_type = DistributedType.DEEPSPEED
-            state._mixed_precision = "no"  # DeepSpeed's own settings decide
-            PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
-            self.trainer.accelerator.native_amp = False
-        self.trainer.is_deepspeed_enabled = True
+        os.environ.pop(LAUNCHER, None)
+        unset_hf_deepspeed_config()  # transformers would divide each model that is loaded later
+        if not has_gpu():
+            __compatible_ops__["deepspeed_shm_comm"] = False  # it serves inference
 
     @property
     def stage(self) -> int:

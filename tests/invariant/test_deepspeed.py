@@ -81,7 +81,7 @@ def difference(tmp_path: Path, words: list[str], stage: int) -> float:
 def test_a_training_by_deepspeed_is_that_of_one_process(
     stage: int, options: list[str], tmp_path: Path
 ) -> None:
-    """Accelerate leaves DeepSpeed out on a CPU without a message; with ZeRO-3 a chunked head or a projection reads an empty weight; a checkpoint
+    """A training that is plain DDP; with ZeRO-3 a chunked head or a projection reads an empty weight; a checkpoint
     has the weights of one process; the saved student is empty."""
     terms = [f"+loss.{name.split('.')[0]}._target_=kdcli.losses.{name}" for name in LOSSES]
     size = ["student=pruned", "student.num_hidden_layers=null", "student.hidden_size=16"]
