@@ -14,6 +14,7 @@ from kdcli.config.schema import Distill
 from kdcli.evaluation.results import is_finished
 from kdcli.files import workplace
 from kdcli.launch.compose import (
+    announce_loading,
     config_remarks,
     config_tree,
     display_name,
@@ -61,6 +62,7 @@ def run_check(
     state = rundir.examine(folder, tree, is_finished)
     require_data("distill", composed)
     if options.with_models:
+        announce_loading()
         require_components("distill", composed, written)
     for remark in config_remarks("distill", composed):
         console.warn(remark)

@@ -254,9 +254,14 @@ def require_parts(command: str, composed: DictConfig, written: Mapping[str, str]
         ConfigError, DataError
     """
     require_data(command, composed)
-    if "torch" not in sys.modules:  # the classes import it, which takes seconds
-        logger.info("loading torch and transformers")
+    announce_loading()
     require_components(command, composed, written)
+
+
+def announce_loading() -> None:
+    """Log that torch and transformers are about to be imported, which takes seconds."""
+    if "torch" not in sys.modules:
+        logger.info("loading torch and transformers")
 
 
 def require_data(command: str, composed: DictConfig) -> None:

@@ -15,7 +15,7 @@ from kdcli.config.paths import user_conf_dir
 from kdcli.errors import ConfigError, ExitCode, hide_nothing
 from kdcli.files import workplace
 from kdcli.inference.paths import locate, require_out
-from kdcli.launch.compose import make_importable
+from kdcli.launch.compose import announce_loading, make_importable
 from kdcli.launch.hydra_errors import failure_of
 from kdcli.launch.replay import replayed_overrides
 
@@ -109,6 +109,7 @@ def load(
     if folder := user_conf_dir():
         make_importable(folder)
     cfg = check_values(DatasetConfig, tree) if tree is not None else None
+    announce_loading()
     from kdcli.inference.predictor import Predictor
     from kdcli.inference.subject import find_subject, open_model
 

@@ -103,6 +103,28 @@ def test_completion_is_light(line: str, tmp_path: Path) -> None:
     assert seconds < LONGEST / 2
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["distill", "dataset=csv", "dataset.path=rows.csv"],
+        ["check", "dataset=csv", "dataset.path=rows.csv"],
+        ["predict", "run", "A text."],
+        ["chat", "run"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_the_first_line_does_not_wait_for_torch(words: list[str], tmp_path: Path) -> None:
+    """Seconds in which a command that loads torch prints nothing, and seems to hang."""
+    (tmp_path / "rows.csv").write_text("text,label\n" + "a good one,yes\na bad one,no\n" * 20)
+    make_run(tmp_path / "run")
+    line = [sys.executable, "-m", "kdcli", *words]
+    with subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout
+        first = process.stdout.readline()
+        process.kill()
+    assert first == b"INFO loading torch and transformers\n"
+
+
 def test_check_without_models_is_light(tmp_path: Path) -> None:
     """`kdcli check --no-load` where torch is not installed, or not wanted: rows, steps and queries need none of it."""
     rows = "".join(f"text {number} of {number % 2},{number % 2}\n" for number in range(200))
