@@ -82,15 +82,16 @@ def _svg(
 
 
 def _fit_margins(figure: Figure, axes: Axes) -> None:
-    """Give the labels of the axes the room that they need, in two thirds of the time of matplotlib's constrained layout. Labels that are too long for the
+    """Give the labels of the axes the room that they need, in less time than matplotlib's constrained layout takes. Labels that are too long for the
     figure are clipped."""
-    outer, inner = axes.get_tightbbox(), axes.get_window_extent()
-    assert outer is not None
     width, height = figure.bbox.size
-    left, bottom = (inner.x0 - outer.x0 + PADDING) / width, (inner.y0 - outer.y0 + PADDING) / height
-    right, top = (outer.x1 - inner.x1 + PADDING) / width, (outer.y1 - inner.y1 + PADDING) / height
-    left, bottom, right, top = (min(margin, LARGEST_MARGIN) for margin in (left, bottom, right, top))
-    figure.subplots_adjust(left=left, bottom=bottom, right=1 - right, top=1 - top)
+    for _ in range(2):  # the first fit changes the size of the axes, and with it the ticks and their labels
+        outer, inner = axes.get_tightbbox(), axes.get_window_extent()
+        assert outer is not None
+        left, bottom = (inner.x0 - outer.x0 + PADDING) / width, (inner.y0 - outer.y0 + PADDING) / height
+        right, top = (outer.x1 - inner.x1 + PADDING) / width, (outer.y1 - inner.y1 + PADDING) / height
+        left, bottom, right, top = (min(margin, LARGEST_MARGIN) for margin in (left, bottom, right, top))
+        figure.subplots_adjust(left=left, bottom=bottom, right=1 - right, top=1 - top)
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

@@ -32,7 +32,7 @@ from kdcli.numbers import (
 )
 from kdcli.report.cards import model_card
 from kdcli.report.page import _matrix, _read_metrics, write_html
-from kdcli.report.plots import score_plot
+from kdcli.report.plots import loss_curves, score_plot
 from kdcli.report.tables import _short, eval_table, export_table, final_table, sweep_table, targets_table
 from kdcli.report.verdict import verdict_text
 from kdcli.tasks.causal_lm.presentation import PERPLEXITY
@@ -1088,6 +1088,21 @@ def test_labels_that_are_longer_than_a_plot_leave_some_of_it() -> None:
     x = [float(number) for number in re.findall(r"M (-?[\d.]+) ", plot)]
     assert max(x) - min(x) > 100
     assert "a" * 100 in plot
+
+
+def test_the_labels_of_an_axis_have_room() -> None:
+    """The first digit of `1.05` is cut off: the plot grows into its margins, and another choice of ticks has longer labels."""
+    from matplotlib.textpath import TextPath
+
+    for losses in ([1.069, 0.92, 0.912, 0.756, 0.901, 0.918], [2.0, 1.1], [0.0101, 0.0099], [12000.0, 9.5]):
+        records = [
+            {"stage": "teacher", "step": 10 * n, "loss/hard_label": loss} for n, loss in enumerate(losses, 1)
+        ]
+        (curve,) = loss_curves(records)
+        labels = re.findall(r'text-anchor: end[^>]* x="(-?[\d.]+)"[^>]*>([^<]+)</text>', str(curve["svg"]))
+        assert len(labels) >= 3
+        widths = {text: TextPath((0, 0), text, size=11).get_extents().width for _, text in labels}
+        assert not {text for x, text in labels if float(x) - widths[text] < 0}, losses
 
 
 def test_page_is_deterministic_and_leaves_matplotlib_alone(tmp_path: Path) -> None:
