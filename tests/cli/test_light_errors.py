@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -24,10 +25,31 @@ print(code, time.process_time(), *{name.partition(".")[0] for name in sys.module
 """
 LONGEST = 3.0
 """Seconds of processor time, of which a quiet machine needs less than one; torch alone takes three."""
+LOOKED_UP = 0.6
+"""Seconds of processor time of what is typed to look something up."""
+MANY_ROWS = 5.0
+"""Seconds of processor time of a check of 100,000 rows without models."""
+TRIES = 4
+"""How often a command may be run until it is as quick as it must be: other processes on the machine slow it down."""
 
 
-def run(cwd: Path, *words: str) -> tuple[int, float, set[str], str]:
-    """The exit code, the seconds of processor time, the packages that were loaded, and what stderr holds."""
+def run(cwd: Path, *words: str, most: float = LONGEST, writes: str = "") -> tuple[int, float, set[str], str]:
+    """The exit code, the seconds of processor time, the packages that were loaded, and what stderr holds.
+
+    Args:
+        most: the command is run again, up to `TRIES` times, while it takes more seconds.
+        writes: the file that it writes, which is removed before another try.
+    """
+    for _ in range(TRIES):
+        if writes:
+            (cwd / writes).unlink(missing_ok=True)
+        done = _run(cwd, *words)
+        if done[1] < most or done[0]:
+            break
+    return done
+
+
+def _run(cwd: Path, *words: str) -> tuple[int, float, set[str], str]:
     line = [sys.executable, "-c", CODE, *words]
     done = subprocess.run(line, cwd=cwd, capture_output=True, text=True, check=True, env={**os.environ})
     lines = done.stdout.splitlines()
@@ -77,10 +99,10 @@ def test_errors_that_need_no_model(words: list[str], named: str, tmp_path: Path)
 @pytest.mark.parametrize("words", [[], ["teacher"], ["student"], ["loss"], ["hardware"]])
 def test_list_is_light(words: list[str], tmp_path: Path) -> None:
     """`kdcli list teacher` is typed to look something up: no model is wanted."""
-    code, seconds, loaded, err = run(tmp_path, "list", *words)
+    code, seconds, loaded, err = run(tmp_path, "list", *words, most=LOOKED_UP)
     assert code == 0, err
     assert not loaded & HEAVY
-    assert seconds < LONGEST
+    assert seconds < LOOKED_UP
 
 
 @pytest.mark.parametrize(
@@ -88,19 +110,19 @@ def test_list_is_light(words: list[str], tmp_path: Path) -> None:
 )
 def test_keys_are_light(words: list[str], tmp_path: Path) -> None:
     """The arguments of a loss are read from its source: importing it takes the seconds of torch."""
-    code, seconds, loaded, err = run(tmp_path, "keys", *words)
+    code, seconds, loaded, err = run(tmp_path, "keys", *words, most=LOOKED_UP)
     assert code == 0, err
     assert not loaded & (HEAVY | {"hydra", "omegaconf"})
-    assert seconds < LONGEST
+    assert seconds < LOOKED_UP
 
 
 @pytest.mark.parametrize("line", ["kdcli distill loss=jsd loss.soft_label.b", "kdcli keys tr", "kdcli dis"])
 def test_completion_is_light(line: str, tmp_path: Path) -> None:
     """A key that is pressed is answered after half a second, in which pydantic and rich are loaded."""
-    code, seconds, loaded, err = run(tmp_path, "completion", "bash", "--line", line)
+    code, seconds, loaded, err = run(tmp_path, "completion", "bash", "--line", line, most=LOOKED_UP / 2)
     assert code == 0, err
     assert not loaded & (HEAVY | {"hydra", "omegaconf", "pydantic", "rich"})
-    assert seconds < LONGEST / 2
+    assert seconds < LOOKED_UP / 2
 
 
 @pytest.mark.parametrize(
@@ -137,13 +159,27 @@ def test_check_without_models_is_light(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_check_of_many_rows_is_quick(tmp_path: Path) -> None:
+    """A check of a large file takes as long as a training of a small one."""
+    drawn = random.Random(0)
+    words = [f"word{number}" for number in range(5000)]
+    rows = "".join(f"{' '.join(drawn.choices(words, k=20))},{number % 4}\n" for number in range(100_000))
+    (tmp_path / "rows.csv").write_text(f"text,label\n{rows}")
+    code, seconds, loaded, err = run(
+        tmp_path, "check", "dataset=csv", "dataset.path=rows.csv", "--no-load", "--out", "run", most=MANY_ROWS
+    )
+    assert code == 0, err
+    assert "torch" not in loaded
+    assert seconds < MANY_ROWS
+
+
 def test_init_is_light(tmp_path: Path) -> None:
     """The first command that a new user types reads a file, and needs neither a model nor the library of data sets."""
     (tmp_path / "rows.csv").write_text("text,label\n" + "a good one,yes\na bad one,no\n" * 20)
-    code, seconds, loaded, err = run(tmp_path, "init", "rows.csv")
+    code, seconds, loaded, err = run(tmp_path, "init", "rows.csv", most=LOOKED_UP, writes="kdcli.yaml")
     assert code == 0, err
     assert not loaded & (HEAVY | {"hydra", "pyarrow"})
-    assert seconds < LONGEST
+    assert seconds < LOOKED_UP
     assert (tmp_path / "kdcli.yaml").is_file()
 
 
@@ -151,10 +187,10 @@ def test_compare_is_light(tmp_path: Path) -> None:
     """A comparison of runs that are finished waits for torch."""
     for seed in range(10):
         make_run(tmp_path / f"{seed}", [1, 0, 1, 1] * 50 + [seed % 2], keys={"seed": seed})
-    code, seconds, loaded, err = run(tmp_path, "compare", *map(str, range(10)))
+    code, seconds, loaded, err = run(tmp_path, "compare", *map(str, range(10)), most=LOOKED_UP)
     assert code == 0, err
     assert not loaded & (HEAVY - {"numpy"})
-    assert seconds < LONGEST
+    assert seconds < LOOKED_UP
 
 
 def test_help_is_light(tmp_path: Path) -> None:
