@@ -331,7 +331,7 @@ def test_the_readme_is_short() -> None:
 
 @pytest.mark.docs
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
-    """A link leads nowhere, or a page of the reference is not written."""
+    """A link leads nowhere, a page of the reference is not written, or a picture is drawn by a script from elsewhere."""
     shutil.copy(REPOSITORY / "mkdocs.yml", tmp_path)
     shutil.copytree(
         REPOSITORY / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("reference", "*.py")
@@ -345,3 +345,9 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     keys = (tmp_path / "site" / "reference" / "keys" / "index.html").read_text(encoding="utf-8")
     for name in ("trainer.epochs", "loss.soft_label.temperature", "hardware.budget.max_bytes"):
         assert name in keys
+    pages = {page: page.read_text(encoding="utf-8") for page in (tmp_path / "site").rglob("*.html")}
+    fetches = re.compile(
+        r'class="mermaid"|<(?:script|link|img)\b[^>]* (?:src|href)="?(?:https?:)?//[^">]*\.(?:js|css|png|svg|woff2?)\b'
+    )
+    assert len(pages) > 30
+    assert not {str(page): found[0] for page, text in pages.items() if (found := fetches.search(text))}

@@ -11,6 +11,7 @@ import kdcli
 
 ROOT = Path(kdcli.__file__).parent
 REPORT = ROOT / "report" / "templates" / "style.css"
+SITE = ROOT.parent / "docs" / "style.css"
 BROWSER = ROOT / "exporting" / "targets" / "page" / "index.html"
 TEXT, MARK = 4.5, 3.0
 """The least contrast of a text (1.4.3), and of a mark that carries meaning (1.4.11)."""
@@ -108,3 +109,14 @@ def test_each_mark_can_be_seen(scheme: str) -> None:
     card = page_palette(scheme)["card"]
     assert len(hues) == 20
     assert not {hue: ratio for hue in hues if (ratio := contrast(rgb(hue), card)) < MARK}
+
+
+@pytest.mark.parametrize(("scheme", "page"), [("default", "#ffffff"), ("slate", "#0b0c0f")])
+def test_the_current_page_of_the_site_can_be_read(scheme: str, page: str) -> None:
+    """The page that one is on is the one that its navigation hides."""
+    css = SITE.read_text(encoding="utf-8")
+    (text,) = re.findall(
+        rf'\[data-md-color-scheme="{scheme}"\][^}}]*--md-accent-fg-color: ({HEX.pattern})', css
+    )
+    tint = (0.1 * a + 0.9 * b for a, b in zip(rgb("#526cfe"), rgb(page), strict=True))
+    assert contrast(rgb(text), tuple(tint)) >= TEXT
