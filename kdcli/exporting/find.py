@@ -46,9 +46,13 @@ def _recommended(path: Path) -> Path:
         return path
     result = read_export(path)
     if result.recommended is None:
-        raise ConfigError(
-            f"none of the files in {path} is within its tolerance and budget; name one: {', '.join(result.artifacts)}"
+        ran = any(entry.parity for entry in result.artifacts.values())
+        reason = (
+            "is within its tolerance and budget"
+            if ran
+            else "was run by the export, so that none is recommended"
         )
+        raise ConfigError(f"none of the files in {path} {reason}; name one: {', '.join(result.artifacts)}")
     matches = sorted(path.rglob(require_name(result.recommended, f"{path / EXPORT}: recommended")))
     if not matches:
         raise ModelError(

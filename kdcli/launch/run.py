@@ -23,7 +23,7 @@ from kdcli.config import renamed
 from kdcli.config.secrets import secret_in
 from kdcli.distributed import peers, record_failure
 from kdcli.errors import ConfigError, ExitCode, hide_nothing, shown, without_environment
-from kdcli.evaluation.results import is_finished, read_report
+from kdcli.evaluation.results import is_finished, read_export, read_report
 from kdcli.files import clean_cache, user_path, workplace
 from kdcli.launch.argv import (
     CFG,
@@ -244,8 +244,8 @@ def _following(command: str, composed: DictConfig, folder: Path) -> tuple[str, .
     form, artifact, model = (OmegaConf.select(composed, key) for key in ("format", "artifact", "model"))
     if form == "json":
         return ()
-    if command == "export":
-        return "predict", str(folder), TEXT
+    if command == "export":  # without a file that ran here, the student itself predicts
+        return "predict", str(folder if read_export(folder).recommended else folder.parents[1]), TEXT
     if artifact and os.path.exists(user_path(artifact)):
         return "predict", artifact, TEXT
     return ("predict", model, TEXT) if model else ("export", str(composed.run))

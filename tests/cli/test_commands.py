@@ -655,14 +655,16 @@ def test_export_for_servers_is_run_and_evaluated(run: Path, tmp_path: Path) -> N
 def test_what_cannot_be_run_here_is_made_and_said_to_be_unknown(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file for a device that is called good although nobody ever ran it."""
+    """A file for a device that is called good although nobody ever ran it, or whose next command is refused."""
     quick = ["measure.latency_runs=5", "measure.throughput_seconds=0.05"]
     capsys.readouterr()
     assert launch("export", [f"run={run}", "hardware=apple", "hardware.budget.max_bytes=1e9", *quick]) == 0
     out = capsys.readouterr().out
-    require_words(out, "Nothing here runs")
+    require_words(out, "Nothing here runs", f"next: kdcli predict {run} 'A text.'")
     assert "recommended" not in out
     folder = run / "export" / "apple"
+    assert predict(str(folder), ["A text."]) == 2
+    require_words(capsys.readouterr().err, "was run by the export", "name one: model.fp16.mlpackage")
     result = json.loads((folder / "export.json").read_text())
     assert result["recommended"] is None
     for name, entry in result["artifacts"].items():
@@ -1013,6 +1015,9 @@ def test_sweep_ends_with_a_table(
     assert len(reports) == 2
     [page] = (tmp_path / "runs" / "sweeps").glob("*/compare.html")
     require_words(page.read_text(encoding="utf-8"), "loss.soft_label.temperature")
+    best = max(reports, key=lambda path: json.loads(path.read_text())["validation_score"]["student"])
+    scores = {json.loads(path.read_text())["validation_score"]["student"] for path in reports}
+    assert re.search(rf"^next: kdcli export {best.parent if len(scores) > 1 else ''}", shown, re.MULTILINE)
 
 
 def test_one_failed_job_of_a_sweep_is_told_and_the_others_go_on(
