@@ -6,6 +6,7 @@ import itertools
 import math
 import multiprocessing
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
@@ -222,6 +223,10 @@ def _table(command: str, folder: Path) -> int:
         sweep_table(rows)
         console.say(f"runs in {folder}")
         _page(folder)
+        scored = [row for row in rows if row.get("validation_score") is not None]
+        if scored:
+            best = max(scored, key=lambda row: row["validation_score"])
+            console.say(f"next: {shlex.join(['kdcli', 'export', str(folder / best['run'])])}")
     return max([ExitCode.DONE, *(row["exit_code"] for row in rows)])
 
 
