@@ -79,11 +79,12 @@ def locate_package(path: str) -> Path:
     return located
 
 
-def data_path(given: str, what: str = "file") -> Path:
+def data_path(given: str, what: str = "file", key: str = "the path") -> Path:
     """Return the path of a data file or folder that a config names.
 
     Args:
         what: file or folder, for the message.
+        key: the key whose value it is, for the message.
 
     Raises:
         ConfigError: the package is not installed, or has no such file.
@@ -92,7 +93,7 @@ def data_path(given: str, what: str = "file") -> Path:
     path = locate_package(given) if given.startswith(PACKAGE) else user_path(given)
     if not os.path.lexists(path):
         raise DataError(
-            f"the data {what} {abbreviated(given)} does not exist (looked for {abbreviated(str(path.absolute()))}); correct dataset.path or dataset.unlabelled"
+            f"the data {what} {abbreviated(given)} does not exist (looked for {abbreviated(str(path.absolute()))}); correct {key}"
         )
     return path
 

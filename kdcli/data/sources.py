@@ -96,7 +96,13 @@ def require_source(cfg: DatasetConfig, given: str) -> None:
     elif glob.has_magic(given) and not given.startswith(PACKAGE):
         local_splits(cfg, given)
     else:
-        data_path(given, "folder" if cfg.format == "gettext" else "file")
+        data_path(given, "folder" if cfg.format == "gettext" else "file", key_of(cfg, given))
+
+
+def key_of(cfg: DatasetConfig, given: str) -> str:
+    """Return the key whose value a path is."""
+    keys = ("path", "validation", "test", "unlabelled")
+    return next((f"dataset.{key}" for key in keys if getattr(cfg, key) == given), "dataset.path")
 
 
 def is_local_repository(cfg: DatasetConfig, path: Path) -> bool:
@@ -164,10 +170,10 @@ def local_splits(cfg: DatasetConfig, given: str) -> dict[str, list[Path]]:
         files = sorted(Path(each) for each in glob.glob(str(path), recursive=True) if os.path.isfile(each))
         if not files:
             raise DataError(
-                f"no file matches {abbreviated(given)} (looked for {abbreviated(str(path.absolute()))}); correct dataset.path"
+                f"no file matches {abbreviated(given)} (looked for {abbreviated(str(path.absolute()))}); correct {key_of(cfg, given)}"
             )
         return {"train": files}
-    path = data_path(given)
+    path = data_path(given, key=key_of(cfg, given))
     if not os.path.isdir(path):
         return {"train": [path]}
     if (path / _SAVED_SPLITS).is_file():
@@ -357,7 +363,7 @@ def parallel_files(cfg: DatasetConfig, given: str, targets: bool = True) -> tupl
     """
     path = user_path(given)
     if not targets:
-        path = data_path(given if os.path.lexists(path) else f"{given}.{cfg.source}")
+        path = data_path(given if os.path.lexists(path) else f"{given}.{cfg.source}", key=key_of(cfg, given))
         return path, path
     pair = _parallel(cfg, path)
     if pair is None:

@@ -19,6 +19,7 @@ from kdcli.data.sources import (
     is_hub,
     is_local_repository,
     is_parallel,
+    key_of,
     local_splits,
     names_splits,
     normalized_split,
@@ -168,7 +169,7 @@ class SplitReader:
         if is_hub(cfg):
             return [read_hub(schema, split)]
         if cfg.format == "gettext":
-            return read_gettext(schema, data_path(given, "folder"), given)
+            return read_gettext(schema, data_path(given, "folder", key_of(cfg, given)), given)
         if is_parallel(cfg, given) or (not schema.has_gold and is_parallel(cfg, cfg.path)):
             pair = self._published.get(split) if given == cfg.path else None
             source, target = pair or parallel_files(cfg, given, schema.has_gold)

@@ -321,6 +321,7 @@ def test_a_file_that_is_not_there(given: str, init: Init) -> None:
     done = init(given)
     assert done.exit_code == 2
     assert given in done.output
+    assert "dataset.unlabelled" not in done.output
 
 
 def rows_of(texts: list[str], labels: list[object], between: str = ",") -> str:

@@ -23,6 +23,7 @@ from kdcli.config.dataset import Dataset
 from kdcli.config.paths import conf_dir
 from kdcli.data.dataset import Data, load, require_batch, with_gold
 from kdcli.data.delimited import LONGEST_FIELD
+from kdcli.data.sources import require_source
 from kdcli.data.splits import SPLITS
 from kdcli.errors import ConfigError, DataError
 from kdcli.pipeline.keys import content_hash
@@ -57,6 +58,15 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 def write_parquet(path: Path, columns: dict[str, list[Any]]) -> Path:
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
     return path
+
+
+@pytest.mark.parametrize("key", ["path", "validation", "test", "unlabelled"])
+def test_a_file_that_is_not_there_is_named_with_its_key(key: str, tmp_path: Path) -> None:
+    """A user who mistyped dataset.test is told to correct dataset.path."""
+    write_csv(tmp_path / "rows.csv", ROWS)
+    keys = {"path": str(tmp_path / "rows.csv")} | {key: str(tmp_path / "nowhere.csv")}
+    with pytest.raises(DataError, match=f"correct dataset.{key}$"):
+        require_source(Dataset(**keys), keys[key])
 
 
 # ---- splits ------------------------------------------------------------------------------------------
