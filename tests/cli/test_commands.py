@@ -623,9 +623,13 @@ def test_export_for_servers_is_run_and_evaluated(run: Path, tmp_path: Path) -> N
     folder = run / "export" / "cuda"
     result = json.loads((folder / "export.json").read_text())
     assert set(result["artifacts"]) == {"bf16", "model.pt2"}
+    scored = load_file(run / "predictions" / "test.student.safetensors")["logits"][:5]
+    expected = torch.tensor(scored).softmax(1)
     assert result["artifacts"]["bf16"]["bytes"] < 0.7 * result["torch"]["bytes"]
     for name, entry in result["artifacts"].items():
         assert 0 < entry["parity"]["max_abs_difference"] < 0.2
+        for answer, row in zip(load(str(folder / name)).predict(texts_of(run)[:5]), expected, strict=True):
+            assert sorted(answer["probabilities"].values()) == pytest.approx(sorted(row.tolist()), abs=0.02)
         assert (
             launch(
                 "eval",
