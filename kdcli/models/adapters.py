@@ -10,11 +10,12 @@ from typing import Any
 from kdcli.errors import ConfigError, KDError, ModelError, listed, shown
 from kdcli.files import user_path
 from kdcli.model_files import read_json
-from kdcli.models.converted import converted, copy_texts, hash_model
+from kdcli.models.converted import convert_pickled, converted, copy_texts, hash_model
 
 logger = logging.getLogger(__name__)
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
 CLASSIFIERS = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
@@ -70,9 +71,15 @@ def require_alone(folder: Path, name: str) -> None:
             f"them: without {CONFIG} and {WEIGHTS} it is the model"
         )
     if not (folder / WEIGHTS).is_file():
+        pickled = (folder / PICKLED).is_file()
+        remedy = (
+            convert_pickled(folder, PICKLED, WEIGHTS)
+            if pickled
+            else "save it with save_pretrained(…, safe_serialization=True)"
+        )
         raise ModelError(
-            f"{name} is an adapter without {WEIGHTS} in {folder}. Other formats can run code when they are loaded and are not read; save it with "
-            "save_pretrained(…, safe_serialization=True)"
+            f"{name} is an adapter without {WEIGHTS} in {folder}{f', which has {PICKLED}' if pickled else ''}. Other formats can run code when they "
+            f"are loaded and are not read; {remedy}"
         )
 
 

@@ -299,3 +299,12 @@ def _require_same_logits(model: Any, out: Path, wrong: Callable[[str], ModelErro
     limit = CLOSE.get(str(model.dtype), 1e-4) * float(expected.abs().max().clamp(min=1))
     if logits.shape != expected.shape or not torch.allclose(logits, expected, atol=limit):
         raise wrong("it computes other logits than the whole model does for text")
+
+
+def convert_pickled(folder: Path, pickled: str, weights: str) -> str:
+    """Return the command that writes a file of pickled weights as safetensors, with their names."""
+    return (
+        f"convert it: in {folder}, python -c 'import torch, safetensors.torch as s; "
+        f's.save_file({{k: v.clone() for k, v in torch.load("{pickled}", weights_only=True).items()}}, '
+        f'"{weights}", {{"format": "pt"}})\''
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from kdcli.errors import ModelError, listed
 from kdcli.model_files import read_json
 from kdcli.models.adapters import CONFIG
-from kdcli.models.converted import INDEX, class_of
+from kdcli.models.converted import INDEX, class_of, convert_pickled
 
 logger = logging.getLogger(__name__)
 PICKLED = "pytorch_model.bin"
@@ -88,11 +88,7 @@ def no_safetensors(folder: Path, what: str, name: str, on_hub: bool) -> ModelErr
 def _conversion(folder: Path, what: str, name: str) -> str:
     """Return how a checkpoint's weights become safetensors, with their names and their head."""
     if (folder / PICKLED).is_file():
-        return (
-            f"convert it: in {folder}, python -c 'import torch, safetensors.torch as s; "
-            f's.save_file({{k: v.clone() for k, v in torch.load("{PICKLED}", weights_only=True).items()}}, '
-            f'"{WEIGHTS}", {{"format": "pt"}})\''
-        )
+        return convert_pickled(folder, PICKLED, WEIGHTS)
     architectures = read_json(folder / "config.json", name).get("architectures")
     names = (
         [each for each in architectures if str(each).isidentifier()]

@@ -59,7 +59,8 @@ def require_vocabulary(
     vocabulary, text_config = tokenizer.get_vocab(), config.get_text_config()
     if not vocabulary.keys() - set(tokenizer.all_special_tokens):  # transformers makes an empty one up
         raise ModelError(
-            f"{name}: there are no tokenizer files (tokenizer.json …) in {folder}; put them there"
+            f"{name}: there are no tokenizer files (tokenizer.json …) in {folder}; put those of the model there from which it was fine-tuned, or save "
+            "its tokenizer there (save_pretrained)"
         )
     if len(names := {token_id: token for token, token_id in vocabulary.items()}) < len(vocabulary):
         token, token_id = next((token, i) for token, i in vocabulary.items() if names[i] != token)

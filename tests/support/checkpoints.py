@@ -299,6 +299,14 @@ def pickled(folder: Path, tokenizer: Any) -> Any:
     return model
 
 
+def pickled_adapter(folder: Path, tokenizer: Any) -> None:
+    """An adapter as PEFT wrote it in 2023."""
+    adapter(folder, tokenizer)
+    file = folder / "adapter_model.safetensors"
+    torch.save(load_file(file), folder / "adapter_model.bin")
+    file.unlink()
+
+
 def in_several_files(folder: Path, tokenizer: Any) -> None:
     pickled(folder, tokenizer)
     (folder / "pytorch_model.bin").rename(folder / "pytorch_model-00001-of-00002.bin")
@@ -515,6 +523,12 @@ CASES: dict[str, Case] = {
         in_several_files, ("transformers.BertForSequenceClassification.from_pretrained",)
     ),
     "An adapter": Case(adapter, ("an adapter (PEFT)", "base", "teacher.merge_adapter=true"), CausalLM),
+    "A pickled adapter (adapter_model.bin)": Case(
+        pickled_adapter,
+        ("adapter_model.bin", "weights_only=True", "adapter_model.safetensors"),
+        CausalLM,
+        {"merge_adapter": True},
+    ),
     "An adapter beside a model": Case(
         both,
         ("an adapter (adapter_config.json)", "whole model (model.safetensors)"),
