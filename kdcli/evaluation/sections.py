@@ -133,8 +133,10 @@ class EndpointResult(Part):
     """Tokens of prompts, as the endpoint counts them."""
     completion_tokens: int
     """Tokens of completions, as the endpoint counts them."""
+    uncounted: int = 0
+    """Answers whose tokens the endpoint does not count."""
     cost: float | None
-    """The cost of the requests by the prices in the config; null: no price is set."""
+    """The cost of the requests by the prices in the config; null: no price is set, or there are answers whose tokens the endpoint does not count."""
     refused: int
     """Rows that the model refused to answer."""
     unparsable: int

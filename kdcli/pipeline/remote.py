@@ -180,7 +180,7 @@ def remote_rollouts(
 
 
 def _extra(usage: Usage) -> str:
-    cost = "" if usage.cost is None else f", {usage.cost:.2f} spent"
+    cost = "" if usage.cost is None or usage.uncounted else f", {usage.cost:.2f} spent"
     return f"{format_items(usage.requests, 'request')}{cost}"
 
 
@@ -204,7 +204,7 @@ def _billed(run: Run, remote: RemoteTeacher) -> Iterator[Callable[[], None]]:
     def write() -> None:
         if run.state.is_main_process:
             used = asdict(remote.usage)
-            keys = ("requests", "retries", "prompt_tokens", "completion_tokens", "cost")
+            keys = ("requests", "retries", "prompt_tokens", "completion_tokens", "uncounted", "cost")
             reported = {key: used[key] for key in keys if used[key] is not None}
             write_json(path, {key: value + before.get(key, 0) for key, value in reported.items()})
             remote.billed = reported
@@ -247,7 +247,8 @@ def endpoint_report(run: Run, remote: RemoteTeacher, teacher_data: TeacherData) 
         "from_ledger": max(0, described["questions"] - (bill["requests"] - bill["retries"])),
         "prompt_tokens": bill["prompt_tokens"],
         "completion_tokens": bill["completion_tokens"],
-        "cost": bill.get("cost"),
+        "uncounted": bill.get("uncounted", 0),
+        "cost": None if bill.get("uncounted") else bill.get("cost"),
         "dropped": dict(teacher_data.dropped),
         "training_rows": len(teacher_data.rows),
         "agreement": _agreement(run, remote),

@@ -53,6 +53,8 @@ def _endpoint(endpoint: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from ((f"parameter {key}", str(value)) for key, value in endpoint["parameters"].items())
     for key in ("questions", "from_ledger", "requests", "retries", "prompt_tokens", "completion_tokens"):
         yield key.replace("_", " "), f"{endpoint[key]:,}"
+    if endpoint.get("uncounted"):
+        yield "answers whose tokens the host does not count", f"{endpoint['uncounted']:,}"
     yield "cost", "n/a" if endpoint["cost"] is None else f"{endpoint['cost']:.4f}"
     yield "refused rows", f"{endpoint['refused']:,}"
     yield "unparsable rows", f"{endpoint['unparsable']:,}"

@@ -134,9 +134,11 @@ def _bill(endpoint: Mapping[str, Any]) -> str:
     """Return the number of answers of a remote teacher, and their cost."""
     cost = "not known" if endpoint["cost"] is None else f"{endpoint['cost']:.2f}"
     before = f", {endpoint['from_ledger']:,} answered before" if endpoint["from_ledger"] else ""
+    uncounted = format_items(endpoint.get("uncounted", 0), "answer")
+    without = f" ({uncounted} not counted by the host)" if endpoint.get("uncounted") else ""
     return (
         f"{format_items(endpoint['questions'], 'question')}{before}; {format_items(endpoint['requests'], 'request')} ({endpoint['retries']:,} of them retries), "
-        f"{endpoint['prompt_tokens']:,} + {endpoint['completion_tokens']:,} tokens, cost {cost}; {endpoint['refused']:,} refused, "
+        f"{endpoint['prompt_tokens']:,} + {endpoint['completion_tokens']:,} tokens{without}, cost {cost}; {endpoint['refused']:,} refused, "
         f"{endpoint['unparsable']:,} unparsable"
     )
 

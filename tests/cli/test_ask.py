@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from support.commands import ColdCache, require_words, some
-from support.endpoint import Host, Served, last, likely, refusing, said
+from support.endpoint import Host, Odd, Served, last, likely, refusing, said
 from support.tiny import (
     BAD,
     GOOD,
@@ -96,6 +96,18 @@ def opinion(body: dict[str, Any]) -> list[dict[str, Any]]:
 
 def report_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "report.json").read_text())
+
+
+def test_a_host_that_counts_no_tokens(ask: Any, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run is said to have cost 0.00."""
+    host = served(lambda body: Odd(data=json.dumps({"choices": opinion(body)}).encode()))
+    prices = ["teacher.prices.prompt=1", "teacher.prices.completion=10"]
+    status, run = ask(host, *prices, "control=false", "trainer.max_steps=2")
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    asked = report_of(run)["endpoint"]
+    assert (asked["cost"], asked["uncounted"]) == (None, ROWS)
+    require_words(out, "0 + 0 tokens (200 answers not counted by the host), cost not known")
 
 
 def test_from_an_endpoint_to_a_student(ask: Any, served: Served, capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,6 +131,7 @@ PARSERS = {
     "kdcli.exporting.runtimes.node": "messages of an own process",
     "kdcli.distributed": "messages of the other ranks",
     "kdcli.exporting.runtimes.llama": "a server's answer",
+    "kdcli.teachers.remote.stream": "a server's answer, in pieces",
     "kdcli.teachers.remote.wire": "a server's answer",
     "kdcli.training.vllm": "a server's answer",
     "kdcli.teachers.remote.openai": "a column of the rows, checked when they were read",

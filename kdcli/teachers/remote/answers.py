@@ -47,6 +47,17 @@ _SPECIAL = re.compile(
     r"<\|[\w▁ -]{1,40}\|>|<｜[^｜<>]{1,40}｜>|</?s>|<(?:eos|eot|bos|pad|end_of_turn|start_of_turn)>|\[/?INST\]"
 )
 
+_END = r"(?:<\|[\w▁ -]{1,40}\|>|<｜[^｜<>]{1,40}｜>|</s>|<(?:eos|eot|end_of_turn)>)"
+_ENDS = re.compile(rf"(?:\s*{_END})+\s*\Z")
+_NEXT_TURN = re.compile(
+    rf"{_END}\s*(?:<\|(?:im_start|start_header_id|start|user|assistant|system)\|>|<start_of_turn>|<｜(?:User|Assistant)｜>|\[INST\]).*",
+    re.DOTALL,
+)
+_OWN_TURN = re.compile(
+    r"\s*(?:<\|im_start\|>\s*assistant\s*\n|<\|start_header_id\|>\s*assistant\s*<\|end_header_id\|>|<start_of_turn>\s*model\s*\n|<\|assistant\|>"
+    r"|<｜Assistant｜>)"
+)
+
 
 class Written(NamedTuple):
     """A completion without its thoughts."""
@@ -161,6 +172,17 @@ def _after_thoughts(text: str) -> str | None:
 def plain_text(text: str) -> str:
     """Return a text in compatibility form, without the special tokens that some hosts leave in it."""
     return unicodedata.normalize("NFKC", _SPECIAL.sub(" ", text)).strip()
+
+
+def without_template(text: str) -> str:
+    """Return a written text without what some hosts leave in it of the chat template: the head of the turn, its end, and further turns.
+
+    Special tokens elsewhere are a part of the text. So is `</s>` where it closes HTML.
+    """
+    text = _NEXT_TURN.sub("", _OWN_TURN.sub("", text, count=1))
+    end = _ENDS.search(text)
+    is_html = end and "</s>" in end[0] and "<s>" in text
+    return text if not end or is_html else text[: end.start()]
 
 
 def before_next_text(text: str) -> tuple[str, bool]:

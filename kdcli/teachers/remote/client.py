@@ -51,13 +51,20 @@ class Retry(Exception):  # noqa: N818
         after: the seconds that the service asks to wait.
         charged: whether the service may have charged for it.
         tries: the most attempts for such a failure; None: as many as for any.
+        remedy: what to do if no attempt succeeds; empty: the usual.
     """
 
     def __init__(
-        self, problem: str, *, after: float | None = None, charged: bool = False, tries: int | None = None
+        self,
+        problem: str,
+        *,
+        after: float | None = None,
+        charged: bool = False,
+        tries: int | None = None,
+        remedy: str = "",
     ):
         super().__init__(problem)
-        self.after, self.charged, self.tries = after, charged, tries
+        self.after, self.charged, self.tries, self.remedy = after, charged, tries, remedy
 
 
 class Unreadable(Retry):
@@ -262,6 +269,9 @@ class Client(ABC):
                     raise
                 else:
                     self._settle(charge, answer.usage)
+                    if answer.status == "answered" and not answer.usage:
+                        with self._counting:
+                            self.usage.uncounted += 1
                     return answer
 
         def is_last(state: RetryCallState) -> bool:
@@ -298,9 +308,10 @@ class Client(ABC):
         problem = _problem(state)
         if isinstance(problem, Unreadable):
             return Answer("unparsable", reason=str(problem))
+        remedy = problem.remedy or "Check teacher.base_url, or raise teacher.timeout and teacher.retries"
         raise EndpointError(
-            f"{self.base_url} gave no answer in {state.attempt_number} tries: {problem}. Check teacher.base_url, or raise teacher.timeout and "
-            "teacher.retries; the answers so far are kept, and the same command continues from there"
+            f"{self.base_url} gave no answer in {state.attempt_number} tries: {problem}. {remedy}; the answers so far are kept, and the same "
+            "command continues from there"
         )
 
     def _reserve(self, body: dict[str, Any], stop: threading.Event) -> Charge:

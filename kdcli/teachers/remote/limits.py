@@ -60,6 +60,7 @@ class Usage:
     Attributes:
         requests: the number of HTTP requests, with those that failed.
         from_ledger: the number of answers that were paid for before.
+        uncounted: the number of answers whose tokens the service does not report.
         cost: the cost by the token counts that the service reports; None if no prices are known. It does not include lost answers that the
             service may have charged for.
         refused, unparsable: the numbers of such answers among those that were yielded, from the ledger too.
@@ -70,6 +71,7 @@ class Usage:
     from_ledger: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    uncounted: int = 0
     cost: float | None = None
     refused: int = 0
     unparsable: int = 0

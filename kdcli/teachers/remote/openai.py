@@ -34,7 +34,13 @@ from kdcli.signals import AnySignal, Signal
 from kdcli.tasks.base import Task
 from kdcli.tasks.rows import IGNORE
 from kdcli.teachers.base import Compress, identity
-from kdcli.teachers.remote.answers import UnparsableShare, described, is_cut, without_thoughts
+from kdcli.teachers.remote.answers import (
+    UnparsableShare,
+    described,
+    is_cut,
+    without_template,
+    without_thoughts,
+)
 from kdcli.teachers.remote.labels import LETTERS, LabelReader, SoftLabels, clash, label_schema, normalise
 from kdcli.teachers.remote.ledger import Answer
 from kdcli.teachers.remote.limits import FIRST_TOKENS, JSON_TOKENS, LABEL_TOKENS, Budget, Estimate, Prices
@@ -332,7 +338,7 @@ class OpenAITeacher(RemoteTeacher):
         if text and self.thoughts == "keep":
             thoughts = choice.get("reasoning")
             text = f"<think>\n{thoughts.strip()}\n</think>\n\n{text.strip()}" if thoughts else choice["text"]
-        return text.strip()
+        return without_template(text).strip()
 
     def expand(
         self, prompts: Sequence[str], excluded: Iterable[str], count: int, seed: int, progress: Progress

@@ -43,6 +43,11 @@ _SYSTEM = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 """The words of errors about conversations that a model's template refuses."""
+_STREAMS = re.compile(
+    r"only supports? (?:the )?(?:stream|['\"`]stream)|(?:enable|set|requires?) (?:the )?['\"`]?stream|stream(?:ing)?['\"`]? (?:mode )?(?:must|is required|has to)",
+    re.IGNORECASE,
+)
+"""The words of errors about models that answer in streams alone."""
 _SEVERAL = re.compile(
     r"['\"`]n['\"`]|(?<![\w'])n\s*(?:=|>|<|must|should|has to|is not|parameter)|candidate.?count|best_of"
     r"|(?:only|one) (?:one |a single )?(?:completion|choice)|multiple (?:completions|choices|candidates)",
@@ -196,6 +201,8 @@ def remedy_for(reason: str) -> str:
     """Return what to do if each request is rejected for this reason; empty: its words are not known."""
     if _FEW_TOKENS.search(reason) and not _TOO_LONG.search(reason):
         return "give a larger limit: ++teacher.parameters.max_tokens=8192"
+    if _STREAMS.search(reason):
+        return "request a stream: ++teacher.parameters.stream=true"
     if _SYSTEM.search(reason):
         return (
             "remove the turns that the model does not accept from the data (of the system, for example), or write them into the first turn of the user; "

@@ -17,6 +17,7 @@ from kdcli.teachers.remote.client import Altered, Client, Rejected, Retry, Unrea
 from kdcli.teachers.remote.ledger import Answer
 from kdcli.teachers.remote.limits import retry_after
 from kdcli.teachers.remote.parameters import Change, Parameters, is_about_parameter, remedy_for
+from kdcli.teachers.remote.stream import read_stream
 from kdcli.teachers.remote.top import finite, written_top
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ STOPPED = (
 """The finish reasons of completions that a content filter, or the model, has stopped."""
 BROKEN = ("error", "abort", "network_error", "insufficient_system_resource")
 """The finish reasons of completions that the server has not completed."""
+BUSY = "Lower teacher.concurrency, teacher.requests_per_minute or teacher.tokens_per_minute, or raise teacher.retries"
+"""What to do about an endpoint that refuses requests for their number."""
 REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 """The fields of a message with the model's thoughts."""
 
@@ -140,20 +143,24 @@ class HTTPClient(Client):
             problem = self.scrub(f"{type(cause).__name__}: {cause}")
             # a wrong address, or a server that was not started, is reported soon
             tries = 2 if unreached and not self._responded else None
-            raise Retry(problem, charged=not unreached, tries=tries) from None
+            remedy = "Start the server, or correct teacher.base_url" if tries else ""
+            raise Retry(problem, charged=not unreached, tries=tries, remedy=remedy) from None
         except TimeoutError:
             raise Retry(f"no complete answer in {self._timeout:g} s", charged=True) from None
         except Exception as error:  # the HTTP library has exceptions of its own
             raise Retry(self.scrub(f"{type(error).__name__}: {error}"), charged=True) from None
         try:
-            return json.loads(data)
+            return read_stream(data) or json.loads(data)
         except (ValueError, RecursionError):
             shape = (
                 "a stream (++teacher.parameters.stream=false)" if data.startswith(b"data:") else "not JSON"
             )
             start = self.scrub(data[:200].decode(errors="replace"))
             raise Retry(
-                f"its answer is {shape}: {start}; check teacher.base_url = {self.base_url}", charged=True
+                f"its answer is {shape}: {start}",
+                charged=True,
+                tries=None if self.accepted else 2,  # the address of a web page is reported soon
+                remedy=f"Check teacher.base_url = {self.base_url}",
             ) from None
 
     def lookup(self, path: str, body: dict[str, Any] | None = None, start: str = "") -> Any:
@@ -192,7 +199,8 @@ class HTTPClient(Client):
         if status in UNACCEPTED or (status >= 500 and is_about_parameter(message)):
             raise Rejected(message, parameter=parameter_in(details), text=f"{message} {body}")
         if is_transient(status) and "insufficient_quota" not in (details.get("code"), details.get("type")):
-            raise Retry(f"{status} {message}", after=retry_after(error.response.headers))
+            remedy = BUSY if status == 429 else ""
+            raise Retry(f"{status} {message}", after=retry_after(error.response.headers), remedy=remedy)
         key = f"the key in {self._variable or 'no variable'} (teacher.api_key_env)"
         remedy = {
             401: f"check {key}"

@@ -139,6 +139,17 @@ def test_a_budget_without_usage(served: Served, ready: Ready) -> None:
     assert len(host.bodies) == 6
 
 
+def test_answers_whose_tokens_are_not_counted(served: Served, ready: Ready) -> None:
+    """They are taken for free: the report says `0 + 0 tokens, cost 0.00`."""
+
+    def reply(body: dict[str, Any]) -> Said:
+        return echo(body) if last(body) == "1" else Odd(data=json.dumps({"choices": echo(body)}).encode())
+
+    client = ready(served(reply), prices=Prices(1e6, 3e6))
+    list(client.query(questions(1, 2, 3)))
+    assert (client.usage.uncounted, client.usage.prompt_tokens) == (2, 10)
+
+
 def test_a_budget_that_cannot_be_kept(served: Served, ready: Ready) -> None:
     """An answer of any length; or money without prices: the budget would mean nothing."""
     host = served(echo)
@@ -382,8 +393,27 @@ def test_no_answer_at_all(served: Served, ready: Ready) -> None:
         list(ready(host, timeout=0.3, retries=2).query(questions(1)))
     assert len(host.bodies) == 3
     host.close()
-    with pytest.raises(EndpointError, match=naming("3 tries", "ConnectError", "teacher.base_url")):
+    with pytest.raises(
+        EndpointError, match=naming("3 tries", "ConnectError", "Start the server", "teacher.base_url")
+    ):
         list(ready(host, retries=50).query(questions(1)))
+
+
+def test_a_host_that_is_too_busy(served: Served, ready: Ready) -> None:
+    """A user is told to check the address of a host that limits the rate."""
+    host = served(lambda body: 429)
+    with pytest.raises(EndpointError, match=naming("3 tries", "teacher.requests_per_minute")) as error:
+        list(ready(host, retries=2).query(questions(1)))
+    assert "teacher.base_url" not in str(error.value)
+
+
+def test_a_web_page_is_reported_soon(served: Served, ready: Ready) -> None:
+    """The address of a web page is requested for minutes; or a page of a proxy that fails for a moment ends a run."""
+    host = served(lambda body: Odd(data=b"<html>sign in</html>"))
+    with pytest.raises(EndpointError, match=naming("3 tries", "not JSON", "teacher.base_url")):
+        list(ready(host, retries=50).query(questions(1)))
+    pages = served(lambda body: Odd(data=b"<html>") if 1 < len(pages.bodies) < 7 else echo(body))
+    assert texts_of(ready(pages), questions(1, 2)) == ["you said: 1", "you said: 2"]
 
 
 @pytest.fixture

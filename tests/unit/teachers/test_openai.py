@@ -244,8 +244,19 @@ def test_an_answer_in_plain_text_is_not_paid_for_again(text: str, again: bool) -
         ("keep", "It is.", "hm", "<think>\nhm\n</think>\n\nIt is."),
         ("keep", "<think>hm", "", ""),
         ("drop", "", "hm", ""),
+        ("drop", "It is.<|im_end|>", "", "It is."),
+        ("drop", "It is.<|eot_id|>\n", "", "It is."),
+        ("drop", "It is.</s></s>", "", "It is."),
+        ("drop", "It is.<｜end▁of▁sentence｜>", "", "It is."),
+        ("drop", "It is.<end_of_turn>\n<start_of_turn>user\nMore?<end_of_turn>", "", "It is."),
+        ("drop", "It is.<|im_end|>\n<|im_start|>user\nMore?", "", "It is."),
+        ("drop", "<|im_start|>assistant\nIt is.<|im_end|>", "", "It is."),
+        ("keep", "<think>\nhm\n</think>\n\nIt is.<|im_end|>", "", "<think>\nhm\n</think>\n\nIt is."),
+        ("drop", "Strike it: <s>old</s>", "", "Strike it: <s>old</s>"),
+        ("drop", "ChatML ends turns with <|im_end|>, Llama 3 with <|eot_id|>.", "",
+         "ChatML ends turns with <|im_end|>, Llama 3 with <|eot_id|>."),
     ],
-)
+)  # fmt: skip
 def test_thoughts_of_completions(thoughts: str, text: str, reasoning: str, learnt: str) -> None:
     """The student learns to think aloud, unasked; or what one wants it to learn is dropped."""
     found = teacher(["a", "b"], thoughts=thoughts)

@@ -208,6 +208,11 @@ def test_a_prompt_that_is_too_long(served: Served, ready: Ready) -> None:
         ("This model does not support system messages", ("first turn of the user",)),
         ("max_tokens is too large: this model's context length is 512 tokens", ("check teacher.parameters",)),
         ("The system is not available", ("check teacher.parameters",)),
+        ("This model only support stream mode, please enable the stream parameter to access the model.", ("++teacher.parameters.stream=true",)),
+        ("parameter.enable_thinking only support stream call", ("++teacher.parameters.stream=true",)),
+        ("Streaming is required for operations that may take longer than 10 minutes", ("++teacher.parameters.stream=true",)),
+        ("stream must be true for this model", ("++teacher.parameters.stream=true",)),
+        ("This model does not support streaming", ("check teacher.parameters",)),
     ],
 )  # fmt: skip
 def test_what_to_do_about_a_rejection(
