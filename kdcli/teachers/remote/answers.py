@@ -329,10 +329,17 @@ def _json_values(text: str) -> Iterator[str]:
     yield from values
 
 
+def _chosen(values: Mapping[str, Any]) -> list[str]:
+    """Return the only true key of an object of verdicts."""
+    verdicts = list(values.values())
+    is_choice = all(isinstance(each, bool) for each in verdicts) and sum(verdicts) == 1
+    return [key for key in values if values[key]] if is_choice else []
+
+
 def _results(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         results = [inner for key, inner in value.items() if _RESULT_KEY.fullmatch(str(key))]
-        for inner in results or (value.values() if len(value) == 1 else ()):
+        for inner in results or (value.values() if len(value) == 1 else _chosen(value)):
             yield from _results(inner)
     elif isinstance(value, list):
         if len(value) == 1:
