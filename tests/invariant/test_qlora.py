@@ -108,6 +108,6 @@ def test_what_cannot_be_quantized_is_refused(
 def test_a_quantized_base_is_not_sharded() -> None:
     """Parts of packed integers cannot be gathered: all processes would end with an error of torch."""
     config = decoder(speller()).config
-    require_unquantized(config)
+    require_unquantized(config, "trainer.fsdp")
     with pytest.raises(ConfigError, match=naming("trainer.fsdp", "student.quantization_base=nf4")):
-        require_unquantized(config, "nf4")
+        require_unquantized(config, "trainer.fsdp", "nf4")
