@@ -27,7 +27,7 @@ from kdcli.models.adapters import CONFIG, base_of, is_adapter, merge, require_al
 from kdcli.models.converted import named_labels, plain_names, text_model
 from kdcli.models.device_map import load_divided
 from kdcli.models.dtypes import TORCH, is_fast
-from kdcli.models.heads import keep_untied, renew_head
+from kdcli.models.heads import keep_untied, reinitialize_head
 from kdcli.models.layouts import (
     missing_model_type,
     no_config,
@@ -514,7 +514,7 @@ def with_new_head(source: Checkpoint, task: Task) -> PreTrainedModel:
     config = task.configure(load_config(source))
     model, _ = _load(source, task, config=config, ignore_mismatched_sizes=True)
     own = has_head(source, task)  # of other labels, or of these in another order
-    replaced = renew_head(model, source.path, every=own)
+    replaced = reinitialize_head(model, source.path, every=own)
     if replaced and not own:  # of another task, and of the same name
         logger.info("%s: its head is that of another task and is not used (%s)", source.name, replaced[0])
     return model

@@ -38,7 +38,7 @@ def _warn_of_tie(name: str) -> None:
     )
 
 
-def renew_head(model: PreTrainedModel, folder: Path, every: bool) -> list[str]:
+def reinitialize_head(model: PreTrainedModel, folder: Path, every: bool) -> list[str]:
     """Initialise the linear layers of a model's head anew.
 
     Args:

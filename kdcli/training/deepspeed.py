@@ -28,18 +28,16 @@ from kdcli.training.distiller import Distiller
 from kdcli.training.resume import restoring
 from kdcli.training.sharding import Sharding, T
 
-LAUNCHER = "ACCELERATE_USE_DEEPSPEED"
-"""By which Accelerate tells itself that DeepSpeed is used."""
 AUTO = "auto"
 STAGES = (1, 2, 3)
 OPTIMIZERS = ("adam", "adamw")
 MADE = {
-    "optimizer": "trainer.optimizer, learning_rate and weight_decay",
-    "scheduler": "trainer.schedule and warmup",
+    "optimizer": "optimizer, learning_rate and weight_decay",
+    "scheduler": "schedule and warmup",
 }
 """Sections of the file whose objects kdcli makes itself, and the keys that describe them."""
 DIVIDED = {"tensor_parallel": "autotp_size", "sequence_parallel_size": None, "pipeline": "stages"}
-"""What divides a model in another way than by data: it is refused."""
+"""Kinds of parallelism other than data parallelism, and the entries that hold their sizes."""
 
 
 def read_config(cfg: TrainerConfig, key: str, processes: int) -> dict[str, Any]:
@@ -52,9 +50,8 @@ def read_config(cfg: TrainerConfig, key: str, processes: int) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read, contradicts a key of the trainer, or cannot be followed here.
     """
-    path = Path(str(cfg.deepspeed))
-    where = f"{key}.deepspeed = {path}"
-    config = read_json(path, dict[str, Any], f"{key}.deepspeed is a JSON file with DeepSpeed's settings")
+    where = f"{key}.deepspeed = {cfg.deepspeed}"
+    config = _read(cfg, key)
     zero = config.get("zero_optimization", {})
     stage = zero.get("stage", 0) if isinstance(zero, dict) else None
     if stage not in STAGES:
@@ -70,13 +67,15 @@ def read_config(cfg: TrainerConfig, key: str, processes: int) -> dict[str, Any]:
                 f"{where}: {name}: kdcli divides each batch among all processes; leave it out of the file"
             )
     for name in () if has_gpu() else ("offload_optimizer", "offload_param"):
-        if (zero.get(name) or {}).get("device", "none") != "none":
+        part = zero.get(name)
+        device = part.get("device") if isinstance(part, dict) else part
+        if device not in (None, "none"):
             raise ConfigError(
                 f"{where}: zero_optimization.{name}: it keeps in the CPU's memory what a GPU does not need, and there is no GPU; leave it "
                 "out of the file"
             )
     for section, keys in MADE.items():
-        _require_auto(config.pop(section, {}), section, keys, where)
+        _require_auto(config.pop(section, {}), section, f"{key}.{keys}", where)
     micro, accumulate = micro_batches(cfg, processes)
     _fill(config, "train_batch_size", cfg.batch_size, f"{key}.batch_size", where)
     _fill(config, "train_micro_batch_size_per_gpu", micro, f"{key}.micro_batch_size", where)
@@ -138,14 +137,19 @@ def require_deepspeed(cfg: TrainerConfig, key: str, processes: int) -> None:
     read_config(cfg, key, processes)
 
 
+def _read(cfg: TrainerConfig, key: str) -> dict[str, Any]:
+    return read_json(
+        Path(str(cfg.deepspeed)), dict[str, Any], f"{key}.deepspeed is a JSON file with DeepSpeed's settings"
+    )
+
+
 LIVE = 10**9
 """DeepSpeed's default of stage3_max_live_parameters and of stage3_max_reuse_distance."""
 
 
 def zero_stage(cfg: TrainerConfig) -> tuple[int, int]:
     """Return ZeRO's stage, and the most parameters that stage 3 holds as a whole at one time: DeepSpeed keeps them for the backward pass."""
-    zero = read_json(Path(str(cfg.deepspeed)), dict[str, Any], "it holds DeepSpeed's settings")
-    zero = zero["zero_optimization"]
+    zero = _read(cfg, "trainer")["zero_optimization"]
     limits = (zero.get(f"stage3_max_{name}", LIVE) for name in ("live_parameters", "reuse_distance"))
     return zero["stage"], min(LIVE if limit == AUTO else int(limit) for limit in limits)
 
@@ -155,8 +159,7 @@ def deepspeed_config(cfg: TrainerConfig, processes: int, student: PreTrainedConf
     transformers."""
     config = read_config(cfg, "trainer", processes)
     zero = config["zero_optimization"]
-    text: Any = student.get_text_config()
-    width = getattr(text, "hidden_size", None) or getattr(text, "d_model", None) or 1024
+    width = student.get_text_config().hidden_size
     sizes = {
         "reduce_bucket_size": width * width,
         "stage3_prefetch_bucket_size": int(0.9 * width * width),
@@ -196,7 +199,6 @@ class DeepSpeed(Sharding):
         """Leave out what DeepSpeed would do to other trainings of the process, and what it would compile."""
         from deepspeed.ops import __compatible_ops__
 
-        os.environ.pop(LAUNCHER, None)
         unset_hf_deepspeed_config()  # transformers would divide each model that is loaded later
         if not has_gpu():
             __compatible_ops__["deepspeed_shm_comm"] = False  # it serves inference

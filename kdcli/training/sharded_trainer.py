@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformers.trainer import SCHEDULER_NAME
 from kdcli.training.deepspeed import DeepSpeed
 from kdcli.training.job import TrainJob
 from kdcli.training.resume import WEIGHTS, restoring
-from kdcli.training.sharding import FSDP, Sharding, T
+from kdcli.training.sharding import FSDP, LAUNCHED, Sharding, T
 
 PREFIX = "student."
 """How the names of the student's weights begin in the distiller."""
@@ -34,6 +35,10 @@ class ShardedTrainer(HFTrainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator, which divides the weights if the config demands it."""
         super().create_accelerator_and_postprocess()
+        for (
+            name
+        ) in LAUNCHED:  # the arguments set it, and the next training of this process may not be sharded
+            os.environ.pop(name, None)
         if self.args.deepspeed:
             self.sharding = DeepSpeed(self)
         else:
@@ -47,6 +52,7 @@ class ShardedTrainer(HFTrainer):
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         assert self.sharding is not None
+        # the stock Trainer would load the checkpoint at once, and unpickle it
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         self.sharding.prepared()
         if resume_from_checkpoint is not None:

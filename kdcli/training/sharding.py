@@ -191,7 +191,6 @@ class FSDP(Sharding):
 
     def start(self) -> None:
         """Have Accelerate shard the weights on a CPU too, where it would leave `fsdp` out without a message."""
-        os.environ.pop("ACCELERATE_USE_FSDP", None)  # the next training of this process may not be sharded
         state = self.trainer.accelerator.state
         if state.distributed_type == DistributedType.MULTI_CPU:
             state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.trainer.args.fsdp_plugin_args)

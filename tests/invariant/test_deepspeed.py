@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support.commands import largest_difference, refusal, require_words, runner
-from support.tiny import language_model_options, speaker, talk
+from support.tiny import language_model_options, talk
 from test_sharded import LOSSES, in_processes
 
 from kdcli.config.trainer import Trainer
@@ -27,20 +27,15 @@ needs_deepspeed = pytest.mark.skipif(
 LENGTH = ["trainer.max_steps=20", "trainer.eval_steps=10", "trainer.keep=last"]
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return speaker(tmp_path_factory.mktemp("models") / "speaker", steps=30)
-
-
 @pytest.fixture
-def options(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def options(talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Overrides of a language model's run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(INSTALLED)]))
     )
     more = ["teacher.cache=false", "measure=null", "control=false"]
-    return [*language_model_options(teacher), *talk(tmp_path, "messages"), *more]
+    return [*language_model_options(talker), *talk(tmp_path, "messages"), *more]
 
 
 def settings(folder: Path, stage: int = 3, **more: Any) -> Path:
@@ -146,10 +141,13 @@ def test_a_file_that_says_the_same_is_followed(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_an_offload_without_a_gpu_is_refused(tmp_path: Path) -> None:
     """An offload that saves nothing."""
-    zero = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
-    cfg = Trainer(deepspeed=str(settings(tmp_path, zero_optimization=zero)))
-    with pytest.raises(ConfigError, match=r"offload_optimizer.*no GPU"):
-        read_config(cfg, "trainer", 2)
+    for offload in ({"device": "cpu"}, "cpu"):
+        zero = {"stage": 2, "offload_optimizer": offload}
+        cfg = Trainer(deepspeed=str(settings(tmp_path, zero_optimization=zero)))
+        with pytest.raises(ConfigError, match=r"offload_optimizer.*no GPU"):
+            read_config(cfg, "trainer", 2)
+    zero = {"stage": 2, "offload_optimizer": {"device": "none", "pin_memory": True}}
+    read_config(Trainer(deepspeed=str(settings(tmp_path, zero_optimization=zero))), "trainer", 2)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from support import sharded
 from support.commands import largest_difference, read, refusal, require_words, runner
-from support.tiny import decoder, language_model_options, speaker, speller, talk
+from support.tiny import decoder, language_model_options, speller, talk
 from test_causal_training import free_port
 from transformers import LlamaConfig, OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
@@ -26,16 +26,11 @@ LOSSES = [
 """All losses but the hard label, which `loss=forward_kl` has too."""
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return speaker(tmp_path_factory.mktemp("models") / "speaker", steps=30)
-
-
 @pytest.fixture
-def options(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def options(talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Overrides of a language model's run."""
     monkeypatch.chdir(tmp_path)
-    return [*language_model_options(teacher), *talk(tmp_path, "messages"), "measure=null", "control=false"]
+    return [*language_model_options(talker), *talk(tmp_path, "messages"), "measure=null", "control=false"]
 
 
 def in_processes(script: str, *words: str, codes: Sequence[int] = (0, 0)) -> list[str]:
