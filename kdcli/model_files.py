@@ -19,9 +19,11 @@ SUMS = "SHA256SUMS"
 NOTE = "kdcli.json"
 """The provenance of a cached model. It is written after the model, for people to read."""
 TEXTS = {".json", ".txt", ".jinja", ".model", ".spm", ".py", ".xml"}
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""All weights in one file, and the list of the files that hold them. The list is not read where there is the one file."""
 OBJECTS = (
     "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "model.safetensors.index.json",
+    INDEX,
 )  # fmt: skip
 """Files that hold a JSON object."""
 READ = {*TEXTS, ".safetensors"}
@@ -81,15 +83,29 @@ def require_folder(folder: Path, name: str) -> None:
     files = {path.name: path for path in paths if path.suffix in READ}
     objects = {file: read_json(files[file], name) for file in OBJECTS if file in files}
     config = objects.get("config.json", {})
-    weights = [path for path in files.values() if path.suffix == ".safetensors"]
+    weights = weight_files(folder)
     quantized = "quantization_config" in config
     largest = sum(_elements(path, name, quantized) for path in weights)
     require_config(config, name, max(LARGEST_NUMBER, largest) if weights else math.inf)
     for file in ("config.json", "generation_config.json"):
         _require_token_ids(objects.get(file, {}), name, file)
     _require_tokenizer_config(objects.get("tokenizer_config.json", {}), folder, name)
-    if (index := objects.get("model.safetensors.index.json")) is not None:
+    if (index := objects.get(INDEX)) is not None and WEIGHTS not in files:
         _require_index(index, folder, name)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of a model directory that transformers reads weights from, by name. Others may lie beside them: the shards of the model from which one file was
+    fine-tuned, or the same weights in a layout of their authors' own (consolidated.safetensors).
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    present = sorted(folder.glob("*.safetensors"))
+    if not (folder / INDEX).is_file():
+        return present
+    named = read_json(folder / INDEX, str(folder)).get("weight_map")
+    shards = {*map(str, named.values())} if isinstance(named, dict) else set()
+    return [path for path in present if path.name in shards] or present
 
 
 def _require_regular(path: Path, name: str) -> None:
@@ -259,13 +275,11 @@ def _exists(path: Path) -> bool:
 def _require_index(index: Mapping[str, Any], folder: Path, name: str) -> None:
     listed = index.get("weight_map")
     if not isinstance(listed, dict) or not listed:
-        raise ModelError(
-            f"{name}: model.safetensors.index.json has no weight_map; put the model's own file there"
-        )
+        raise ModelError(f"{name}: {INDEX} has no weight_map; put the model's own file there")
     for file in {str(value): None for value in listed.values()}:
         if file != Path(file).name or not _exists(folder / file):
             raise ModelError(
-                f"{name}: model.safetensors.index.json names {shown(file)}, and a file in {folder} is expected; put the weights there"
+                f"{name}: {INDEX} names {shown(file)}, and a file in {folder} is expected; put the weights there"
             )
 
 
@@ -318,7 +332,7 @@ def require_finite(folder: Path, name: str) -> None:
     import torch
     from safetensors import safe_open
 
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118
                 if "mask" in key or file.get_slice(key).get_dtype() not in ("F64", "F32", "F16", "BF16"):

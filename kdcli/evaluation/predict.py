@@ -18,7 +18,7 @@ from kdcli.config.measure import Measure
 from kdcli.device import has_gpu
 from kdcli.errors import ConfigError, KDError, ModelError
 from kdcli.files import replaced, write_jsonl
-from kdcli.model_files import SUMS, require_folder, require_unchanged
+from kdcli.model_files import SUMS, require_folder, require_unchanged, weight_files
 from kdcli.models.checkpoint import (
     Checkpoint,
     label_order,
@@ -195,7 +195,7 @@ def size(source: Checkpoint, task: Task, model: PreTrainedModel | None = None) -
         with torch.device("meta"):  # packed weights are fewer numbers
             model = task.create(config)
     model = model or skeleton(source, task)
-    weights = sum(file.stat().st_size for file in source.path.glob("*.safetensors"))
+    weights = sum(file.stat().st_size for file in weight_files(source.path))
     return {"parameters": parameters(model), "bytes": weights}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdcli.errors import ConfigError, KDError, ModelError, listed, shown
 from kdcli.files import user_path
-from kdcli.model_files import read_json
+from kdcli.model_files import INDEX, read_json
 from kdcli.models.converted import convert_pickled, converted, copy_texts, hash_model
 
 logger = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def _write(folder: Path, base: Path, out: Path, name: str, code: bool) -> None:
             f"{name} cannot be merged into {base}: {first}; merge it yourself (merge_and_unload), and give the path of the result"
         ) from error
     has_tokenizer = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
-    copy_texts(folder if has_tokenizer else base, out, "config.json", CONFIG, "model.safetensors.index.json")
+    copy_texts(folder if has_tokenizer else base, out, "config.json", CONFIG, INDEX)
 
 
 def _adapter_config(folder: Path, name: str) -> Any:

@@ -22,7 +22,7 @@ from kdcli.errors import ConfigError, ModelError, TeacherError, listed, shown
 from kdcli.files import hash_files, user_path
 from kdcli.generation import positions_of
 from kdcli.hub import PACKAGE, locate_package, snapshot
-from kdcli.model_files import read_json, require_body, require_finite, require_folder
+from kdcli.model_files import read_json, require_body, require_finite, require_folder, weight_files
 from kdcli.models.adapters import CONFIG, base_of, is_adapter, merge, require_alone, unmerged
 from kdcli.models.converted import named_labels, plain_names, text_model
 from kdcli.models.device_map import load_divided
@@ -92,7 +92,7 @@ class Checkpoint:
     @property
     def weights_hash(self) -> str:
         """The sha256 of the weights and the model's config."""
-        return hash_files([*self.path.glob("*.safetensors"), self.path / "config.json"])
+        return hash_files([*weight_files(self.path), self.path / "config.json"])
 
     @property
     def tokenizer_hash(self) -> str:

@@ -13,14 +13,13 @@ from typing import Any
 from kdcli.errors import KDError, ModelError, shown
 from kdcli.files import cache_dir, digest, hash_files, replaced, writing
 from kdcli.locks import Lock
-from kdcli.model_files import TEXTS, read_json
+from kdcli.model_files import INDEX, TEXTS, read_json, weight_files
 
 logger = logging.getLogger(__name__)
 WRAPPERS = re.compile(
     r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.|^module\."
 )
 """The prefixes that torch.compile, FSDP, DeepSpeed and DDP add to the names of weights."""
-INDEX = "model.safetensors.index.json"
 SAME = {
     "qwen2_vl_text": "qwen2",
     "qwen2_5_vl_text": "qwen2",
@@ -76,7 +75,7 @@ def plain_names(folder: Path, name: str) -> Path:
     Raises:
         ModelError: two weights would have one name.
     """
-    names = [key for file in sorted(folder.glob("*.safetensors")) for key in weight_names(file)]
+    names = [key for file in weight_files(folder) for key in weight_names(file)]
     if adapter := next((key for key in names if ".lora_A." in key), None):
         raise ModelError(
             f"{name}: the weights hold an adapter that is not merged ({shown(adapter)}); merge it (merge_and_unload()), and save the model again"
@@ -145,7 +144,7 @@ def _rename(folder: Path, out: Path, new: Mapping[str, str]) -> None:
     from safetensors.torch import load_file, save_file
 
     copy_texts(folder, out)
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         save_file(
             {new[key]: tensor for key, tensor in load_file(file).items()}, out / file.name, {"format": "pt"}
         )
@@ -189,7 +188,7 @@ def named_labels(folder: Path, name: str) -> Path:
     def write(out: Path) -> None:
         copy_texts(folder, out, "config.json")
         (out / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-        for file in folder.glob("*.safetensors"):
+        for file in weight_files(folder):
             shutil.copyfile(file, out / file.name)
 
     return converted(write, f"naming the labels of {name}", "labels", hash_model(folder))

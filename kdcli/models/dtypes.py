@@ -14,7 +14,7 @@ from safetensors import safe_open
 from kdcli.config.types import Dtype
 from kdcli.device import default_device, has_gpu
 from kdcli.errors import ConfigError
-from kdcli.model_files import tensor_sizes
+from kdcli.model_files import tensor_sizes, weight_files
 
 logger = logging.getLogger(__name__)
 TORCH: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -92,6 +92,6 @@ def is_supported(dtype: Dtype) -> bool:
 
 def _tensors(folder: Path) -> Iterator[tuple[str, int]]:
     """Yield the dtype and the number of elements of each stored tensor."""
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(path, "np") as file:
             yield from tensor_sizes(file)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from kdcli.model_files import weight_files
 from kdcli.models.converted import weight_names
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def reinitialize_head(model: PreTrainedModel, folder: Path, every: bool) -> list
     Returns:
         The names of the weights that are replaced.
     """
-    stored = {key for file in folder.glob("*.safetensors") for key in weight_names(file)}
+    stored = {key for file in weight_files(folder) for key in weight_names(file)}
     replaced = []
     for name, part in model.named_children():
         if name == model.base_model_prefix:

@@ -7,14 +7,13 @@ import re
 from pathlib import Path
 
 from kdcli.errors import ModelError, listed
-from kdcli.model_files import read_json
+from kdcli.model_files import INDEX, WEIGHTS, read_json
 from kdcli.models.adapters import CONFIG
-from kdcli.models.converted import INDEX, class_of, convert_pickled
+from kdcli.models.converted import class_of, convert_pickled
 
 logger = logging.getLogger(__name__)
 PICKLED = "pytorch_model.bin"
 """The file of weights that torch.save writes."""
-WEIGHTS = "model.safetensors"
 SHARD = re.compile(r".+-\d+-of-\d+\.safetensors")
 """The name of one of several files of weights, which an index lists."""
 FRAMEWORKS = {".h5": "from_tf=True", ".msgpack": "from_flax=True"}

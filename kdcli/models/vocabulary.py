@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from kdcli.errors import ModelError, shown
+from kdcli.errors import ModelError, listed, shown
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
@@ -75,11 +75,27 @@ def require_vocabulary(
         (count_ids(target_vocabulary(tokenizer)) - 1, target_rows),
     ):
         if last >= rows:
+            reason = "this is another model's tokenizer. Put the right tokenizer files beside the weights"
+            if added := _added_beyond(tokenizer, rows, vocabulary):
+                reason = (
+                    f"{listed(added)} was added without resizing them. Remove it from tokenizer.json and tokenizer_config.json, or resize the embeddings "
+                    "and save the model again: model.resize_token_embeddings(len(tokenizer))"
+                )
             raise ModelError(
-                f"{name}: its tokenizer has token ids up to {last}, its embeddings have {rows} rows: "
-                "this is another model's tokenizer. Put the right tokenizer files beside the weights"
+                f"{name}: its tokenizer has token ids up to {last}, its embeddings have {rows} rows: {reason}"
             )
     _require_listed(folder / "vocab.txt", vocabulary, name)
+
+
+def _added_beyond(tokenizer: PreTrainedTokenizerBase, rows: int, vocabulary: dict[str, int]) -> list[str]:
+    """Return the tokens without embeddings if they were added one by one to a vocabulary that fits; else nothing."""
+    beyond = {token_id: token for token, token_id in vocabulary.items() if token_id >= rows}
+    added = tokenizer.get_added_vocab()
+    if sorted(beyond) != [*range(rows, rows + len(beyond))] or any(
+        each not in added for each in beyond.values()
+    ):
+        return []
+    return [shown(beyond[token_id]) for token_id in sorted(beyond)]
 
 
 def _require_listed(file: Path, vocabulary: dict[str, int], name: str) -> None:

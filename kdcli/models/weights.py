@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kdcli.errors import ModelError
+from kdcli.model_files import weight_files
 
 KINDS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -88,7 +89,7 @@ def stored_tensors(folder: Path, name: str) -> dict[str, StoredTensor]:
         ModelError: one has a dtype of quantized weights.
     """
     tensors = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with path.open("rb") as file:
             length = int.from_bytes(file.read(LENGTH), "little")
             header = json.loads(file.read(length))

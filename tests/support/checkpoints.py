@@ -338,6 +338,16 @@ def weights_as(file: str, make: Callable[[Path, Any], object] = classifier) -> C
     return write
 
 
+def beside_other_files(folder: Path, tokenizer: Any) -> None:
+    """One file of weights, with what others leave beside it: a damaged file of another layout, and an index whose files are not there."""
+    sharded(folder, tokenizer)
+    for shard in folder.glob("*-of-*.safetensors"):
+        shard.unlink()
+    classifier(folder, tokenizer)
+    assert (folder / "model.safetensors.index.json").is_file()
+    (folder / "consolidated.safetensors").write_bytes(b"other")
+
+
 def without_index(folder: Path, tokenizer: Any) -> None:
     sharded(folder, tokenizer)
     (folder / "model.safetensors.index.json").unlink()
@@ -422,6 +432,7 @@ CASES: dict[str, Case] = {
     # ---- read ----
     "Plain safetensors": Case(classifier),
     "Several files with an index": Case(sharded),
+    "One file beside the index of the model from which it was fine-tuned": Case(beside_other_files),
     "Padding in config.json unlike the tokenizer's": Case(
         lambda folder, tokenizer: classifier(folder, tokenizer, pad_token_id=2)
     ),

@@ -179,10 +179,13 @@ def likely(shares: dict[str, float]) -> dict[str, Any]:
 
 
 def refusing(refuses: Callable[[dict[str, Any]], bool], error: Any, reply: Reply) -> Reply:
-    """The replies of a host that refuses some requests (400, with an error as its API words it) and answers the others."""
+    """The replies of a host that refuses some requests (with an error as its API words it, and its status) and answers the others."""
+    status = error["code"] if isinstance(error, dict) and isinstance(error.get("code"), int) else 400
 
     def answer(body: dict[str, Any]) -> Said | Awaitable[Said]:
-        return Odd(status=400, data=json.dumps({"error": error}).encode()) if refuses(body) else reply(body)
+        return (
+            Odd(status=status, data=json.dumps({"error": error}).encode()) if refuses(body) else reply(body)
+        )
 
     return answer
 

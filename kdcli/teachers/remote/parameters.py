@@ -59,6 +59,14 @@ _FORMAT = re.compile(
 )
 
 
+_UNROUTED = re.compile(
+    r"\bno (?:allowed |available )?(?:endpoints?|providers?|deployments?|models?)\b.*\b(?:requested param|support)",
+    re.IGNORECASE,
+)
+"""The words with which routers say, with status 404, that none of their hosts takes some parameter, which they do not name."""
+UNACCEPTED = (400, 413, 422, 501)
+
+
 class SingleAnswerError(TeacherError):
     """The endpoint refuses `n`."""
 
@@ -191,8 +199,15 @@ class Parameters:
         ]
 
 
-def is_about_parameter(text: str) -> bool:
-    """Return whether an error says that a parameter is not supported. Some servers report it as an internal error."""
+def is_rejection(status: int, text: str) -> bool:
+    """Return whether an error is about one request, which may be accepted with other parameters. Some servers report such an error as an internal one, and
+    routers as a missing endpoint."""
+    if status == 404:
+        return bool(_UNROUTED.search(text))
+    return status in UNACCEPTED or (status >= 500 and _is_about_parameter(text))
+
+
+def _is_about_parameter(text: str) -> bool:
     names = "|".join((*LIMITS, *OPTIONAL, "logprobs"))
     return bool(_UNKNOWN.search(text) and re.search(rf"(?<![a-z_])(?:{names})(?![a-z_])", text))
 
@@ -223,6 +238,10 @@ def _named(body: dict[str, Any], rejected: Rejected) -> list[str]:
         places["n"] = match.start()
     if "response_format" in body and (match := _FORMAT.search(text)):
         places.setdefault("response_format", match.start())
+    if _UNROUTED.search(text):  # what the fewest hosts take comes first
+        for place, name in enumerate(("response_format", "logprobs", "seed", "temperature"), len(text)):
+            if name in body:
+                places.setdefault(name, place)
     if rejected.parameter in body and rejected.parameter in (*REFUSABLE, "n"):
         places[rejected.parameter] = -1
     return sorted(places, key=places.__getitem__)

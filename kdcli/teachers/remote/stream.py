@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from kdcli.teachers.remote.top import token_logprobs
+
 PREFIX, DONE = "data:", "[DONE]"
 TEXTS = "content", "reasoning_content", "reasoning", "refusal"
 """The fields of a message that arrive in pieces."""
@@ -56,7 +58,7 @@ def _add(choice: dict[str, Any], part: dict[str, Any]) -> None:
             message[field] = message.get(field, "") + value
     for call in delta.get("tool_calls") or ():
         _add_call(message.setdefault("tool_calls", []), call)
-    if tokens := (part.get("logprobs") or {}).get("content"):
+    if tokens := token_logprobs(part.get("logprobs")):
         choice.setdefault("logprobs", {"content": []})["content"] += tokens
     choice["finish_reason"] = part.get("finish_reason") or choice["finish_reason"]
 

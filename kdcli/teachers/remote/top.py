@@ -60,6 +60,29 @@ def finite(value: Any) -> float:
     return max(float(value), LOWEST) if math.isfinite(float(value)) else LOWEST
 
 
+def token_logprobs(logprobs: Any) -> list[dict[str, Any]]:
+    """Return the tokens of a completion with their log-probabilities, as a chat completion lists them; empty if there are none. Some hosts answer a chat
+    with the lists of the older completions: `tokens`, `token_logprobs` and `top_logprobs`, which maps tokens.
+
+    Raises:
+        TypeError, ValueError: it has another structure than the API specifies.
+    """
+    if not isinstance(logprobs, Mapping):
+        return []
+    if content := logprobs.get("content"):
+        return content
+    tokens, values = logprobs.get("tokens") or [], logprobs.get("token_logprobs") or []
+    tops = logprobs.get("top_logprobs") or [{}] * len(tokens)
+    return [
+        {
+            "token": token,
+            "logprob": LOWEST if value is None else value,
+            "top_logprobs": [{"token": other, "logprob": p} for other, p in (top or {}).items()],
+        }
+        for token, value, top in zip(tokens, values, tops, strict=True)
+    ]
+
+
 def written_top(response: Mapping[str, Any], choice: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tokens of a completion with the likeliest ones at each, as a JSON value: `prompt` and `written` (token ids) and a packed `Top`.
     Empty if the server does not report tokens by their ids, or if a token may be in its list only because it was written.

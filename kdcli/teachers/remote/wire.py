@@ -16,13 +16,12 @@ from kdcli.errors import ConfigError, TeacherError
 from kdcli.teachers.remote.client import Altered, Client, Rejected, Retry, Unreadable
 from kdcli.teachers.remote.ledger import Answer
 from kdcli.teachers.remote.limits import retry_after
-from kdcli.teachers.remote.parameters import Change, Parameters, is_about_parameter, remedy_for
+from kdcli.teachers.remote.parameters import Change, Parameters, is_rejection, remedy_for
 from kdcli.teachers.remote.stream import read_stream
-from kdcli.teachers.remote.top import finite, written_top
+from kdcli.teachers.remote.top import finite, token_logprobs, written_top
 
 if TYPE_CHECKING:
     import openai
-UNACCEPTED = (400, 413, 422, 501)
 """The HTTP statuses of requests that the endpoint does not accept."""
 FILTERED = (
     "content_filter",
@@ -196,7 +195,7 @@ class HTTPClient(Client):
         message = self.scrub(str(details.get("message") or body or error.message))
         if is_filtered(details):
             return Answer("refused", reason=message)
-        if status in UNACCEPTED or (status >= 500 and is_about_parameter(message)):
+        if is_rejection(status, message):
             raise Rejected(message, parameter=parameter_in(details), text=f"{message} {body}")
         if is_transient(status) and "insufficient_quota" not in (details.get("code"), details.get("type")):
             remedy = BUSY if status == 429 else ""
@@ -284,10 +283,10 @@ class ChatClient(HTTPClient):
                 return Answer("refused", reason=problem)
             status = str(error.get("code"))
             code = int(status) if re.fullmatch(r"\d{3}", status) else 0
+            if is_rejection(code, problem):
+                raise Rejected(problem, parameter=parameter_in(error), text=str(error))
             if is_transient(code):
                 raise Retry(problem, charged=True)
-            if code in UNACCEPTED:
-                raise Rejected(problem, parameter=parameter_in(error), text=str(error))
             raise Unreadable(problem, charged=True)
         return read_completion(response, self.scrub)
 
@@ -429,9 +428,8 @@ def _joined(value: Any) -> str:
 
 
 def _read_logprobs(logprobs: Any, text: str) -> list[dict[str, Any]] | None:
-    if not logprobs or not logprobs.get("content"):
+    if not (content := token_logprobs(logprobs)):
         return None
-    content = logprobs["content"]
     listed = [each for token in content for each in (token, *(token.get("top_logprobs") or ()))]
     decode = _byte_level_decoder([_text_of(token) for token in content], [*map(_text_of, listed)], text)
 

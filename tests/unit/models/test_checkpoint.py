@@ -72,6 +72,16 @@ def written(name: str, data: bytes) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes(data)
 
 
+def indexed(index: bytes) -> Callable[[Path], object]:
+    """Weights under another name, and an index, which is not read beside model.safetensors."""
+
+    def edit(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "x.safetensors")
+        (folder / "model.safetensors.index.json").write_bytes(index)
+
+    return edit
+
+
 def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
     def edit(folder: Path) -> None:
         found = load_file(folder / "model.safetensors")
@@ -113,8 +123,17 @@ def twice(folder: Path) -> None:
 def outside(folder: Path) -> None:
     path = folder / "tokenizer.json"
     tree = json.loads(path.read_text())
-    tree["added_tokens"].append(dict(tree["added_tokens"][0], id=10**6, content="[FAR]"))
+    tree["model"]["vocab"]["far"] = 10**6
     path.write_text(json.dumps(tree))
+
+
+def added(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    tokenizer.add_tokens([f"[unused{index}]" for index in range(rows - len(tokenizer))] + ["[MORE]"])
+    tokenizer.save_pretrained(folder)
 
 
 WEIGHT = "bert.encoder.layer.1.output.dense.weight"
@@ -161,7 +180,8 @@ SPOILED: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "tokenizer.json is a list": (written("tokenizer.json", b"[]"), ("tokenizer",)),
     "a vocabulary in latin-1": (written("vocab.txt", "é\n".encode("latin-1")), ("vocab.txt",)),
     "two words with one id": (twice, ("same id", "tokenizer files")),
-    "a special token beyond the vocabulary": (outside, ("embeddings", "another model's tokenizer")),
+    "a token beyond the embeddings": (outside, ("embeddings", "another model's tokenizer")),
+    "an added token without an embedding": (added, ("'[MORE]'", "model.resize_token_embeddings")),
     "NaN": (tensors(lambda found: found[WEIGHT][0].fill_(torch.nan)), (WEIGHT,)),
     "infinity": (tensors(lambda found: found[WEIGHT][0].fill_(torch.inf)), (WEIGHT,)),
     "weights that are integers": (tensors(lambda found: found.update({WEIGHT: found[WEIGHT].to(torch.int8)})), (WEIGHT, "I8", "float32")),
@@ -181,8 +201,8 @@ SPOILED: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "a token that is a word": (written("generation_config.json", b'{"eos_token_id": "x"}'), ("eos_token_id is 'x'",)),
     "special tokens are a list": (written("special_tokens_map.json", b"[]"), ("special_tokens_map.json",)),
     "an adapter": (written("adapter_config.json", b"{}"), ("adapter_config.json",)),
-    "weights elsewhere": (written("model.safetensors.index.json", b'{"weight_map": {"x": "../x.safetensors"}}'), ("../x.safetensors",)),
-    "no map of weights": (written("model.safetensors.index.json", b"{}"), ("weight_map",)),
+    "weights elsewhere": (indexed(b'{"weight_map": {"x": "../x.safetensors"}}'), ("../x.safetensors",)),
+    "no map of weights": (indexed(b"{}"), ("weight_map",)),
 }  # fmt: skip
 
 

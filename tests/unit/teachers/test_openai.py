@@ -89,6 +89,21 @@ def reported(tokens: list[str], text: str, encoded: bool = False) -> dict[str, A
     return read_completion({"choices": [choice]}, str).choices[0]
 
 
+def test_tokens_in_the_lists_of_older_completions() -> None:
+    """A host answers a chat with `tokens` and `token_logprobs`, and is said to give no log-probabilities."""
+    logprobs = {
+        "tokens": ["good", "</s>"],
+        "token_logprobs": [math.log(0.8), None],
+        "top_logprobs": [{"good": math.log(0.8), "bad": math.log(0.2)}, None],
+    }
+    choice = {"message": {"content": "good"}, "finish_reason": "stop", "logprobs": logprobs}
+    log_p, unparsable = teacher(["good", "bad"]).labels.read(
+        [read_completion({"choices": [choice]}, str).choices[0]]
+    )
+    assert not unparsable
+    assert shares(log_p) == [0.8, 0.2]
+
+
 @pytest.mark.parametrize(
     ("labels", "tokens", "text", "encoded"),
     [

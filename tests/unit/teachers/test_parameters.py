@@ -68,6 +68,8 @@ CHANGED: dict[str, list[tuple[str, Any, dict[str, Any], dict[str, Any]]]] = {
         ("lm studio", "'response_format.json_schema.schema' must be an object", {"response_format": SCHEMA}, {"response_format": None}),
     ],
     "unnamed": [
+        ("a router", {"message": "No endpoints found that can handle the requested parameters. To learn more about provider routing, visit …", "code": 404},
+         {"response_format": SCHEMA, "temperature": 0}, {"response_format": None, "temperature": 0}),
         ("a server", {"message": "Bad request"}, {"response_format": SCHEMA}, {"response_format": None}),
     ],
     "top_logprobs": [
@@ -79,6 +81,8 @@ CHANGED: dict[str, list[tuple[str, Any, dict[str, Any], dict[str, Any]]]] = {
 """Of each case: the host, its error, the parameters of the request, and those that are sent in the end (None: not sent)."""
 STOPPED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "logprobs": ({"message": "logprobs is not supported with this model"}, {"logprobs": True}, "teacher.soft_labels=samples"),
+    "logprobs of a router": ({"message": "No endpoints found that can handle the requested parameters.", "code": 404}, {"logprobs": True},
+                             "teacher.soft_labels=samples"),
     "n": ({"message": "n must be at most 1"}, {"n": 8}, "teacher.n_per_request=1"),
     "own": ({"message": "temperature does not support 0.3"}, {"temperature": 0.3}, "teacher.parameters"),
 }  # fmt: skip

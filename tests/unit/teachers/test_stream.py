@@ -51,6 +51,22 @@ def test_a_stream_is_put_together(served: Served, tmp_path: Path, before: bytes)
     assert host.bodies[0]["stream"] is True
 
 
+def test_tokens_of_older_completions_in_a_stream() -> None:
+    """The log-probabilities of a host that streams them as lists are lost."""
+    parts = [
+        piece(
+            {"content": text},
+            logprobs={"tokens": [text], "token_logprobs": [-0.5], "top_logprobs": [{"x": -2.0}]},
+        )
+        for text in ("It ", "is.")
+    ]
+    completion = read_stream(events(*parts, piece({}, finish_reason="stop")))
+    assert completion is not None
+    content = completion["choices"][0]["logprobs"]["content"]
+    assert [(token["token"], token["logprob"]) for token in content] == [("It ", -0.5), ("is.", -0.5)]
+    assert content[0]["top_logprobs"] == [{"token": "x", "logprob": -2.0}]
+
+
 def test_calls_and_texts_in_a_stream() -> None:
     """The arguments of a call, which come in pieces, are lost; or so is the text of a plain completion."""
     parts: list[dict[str, Any]] = [
