@@ -75,14 +75,14 @@ def require_vocabulary(
         (count_ids(target_vocabulary(tokenizer)) - 1, target_rows),
     ):
         if last >= rows:
-            reason = "this is another model's tokenizer. Put the right tokenizer files beside the weights"
+            sizes = f"{name}: its tokenizer has token ids up to {last}, its embeddings have {rows} rows"
             if added := _added_beyond(tokenizer, rows, vocabulary):
-                reason = (
-                    f"{listed(added)} was added without resizing them. Remove it from tokenizer.json and tokenizer_config.json, or resize the embeddings "
-                    "and save the model again: model.resize_token_embeddings(len(tokenizer))"
+                raise ModelError(
+                    f"{sizes}: {listed(added)} was added without resizing them. Remove it from tokenizer.json and tokenizer_config.json, or resize the "
+                    "embeddings and save the model again: model.resize_token_embeddings(len(tokenizer))"
                 )
             raise ModelError(
-                f"{name}: its tokenizer has token ids up to {last}, its embeddings have {rows} rows: {reason}"
+                f"{sizes}: this is another model's tokenizer. Put the right tokenizer files beside the weights"
             )
     _require_listed(folder / "vocab.txt", vocabulary, name)
 
