@@ -77,11 +77,14 @@ class Host:
         self.under_way += 1
         try:
             line, *head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-            path = line.split()[1]
+            method, path, _ = line.split()
             headers = {
                 name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head)
             }
             body = json.loads(await reader.readexactly(int(headers.get("content-length", 0))) or b"{}")
+            if method == "GET" and self.pages is None:
+                await self._send(Odd(status=404), body, None, reader, writer)
+                return
             self.times.append(time.monotonic())
             self.keys.append(headers.get("authorization"))
             self.bodies.append(body)

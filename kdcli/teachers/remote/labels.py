@@ -26,6 +26,8 @@ from kdcli.teachers.remote.answers import (
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LEADING_LETTER = re.compile(r"[\W_]*(?:\w+:[\W_]*)?([A-Z])(?=[ \t]*(?:[^\w \t]|$))")
 """Matches a completion that is a letter, with or without reasons. No word follows the letter, since `A` could be its article."""
+RATING = re.compile(r"(?P<given>\d+)\s*(?:(?:/|of|out of)\s*(?P<most>\d+))?\s*(?:stars?|points?)?")
+"""Matches a number of a scale, with its highest one or its unit: `4/5`, `4 out of 5`, `4 stars`."""
 SHORT = 3
 """The number of characters below which a token does not identify the label that it begins: a token `I` begins `I think` as well as `irony`."""
 LEAST = 1e-6
@@ -67,6 +69,7 @@ class LabelReader:
         self._words = words
         self._by_word = unambiguous(words)
         self._by_compact = unambiguous(list(map(_compact, words)))
+        self._highest = max(words, key=int, default=None) if all(map(str.isdecimal, words)) else None
 
     @property
     def answers(self) -> list[str]:
@@ -206,6 +209,8 @@ class LabelReader:
     def _label_that_is(self, text: str) -> int | None:
         """Return the label that a text is, but for case, separators, quotation marks and other punctuation around it."""
         word = normalise(text)
+        if self._highest and (rating := RATING.fullmatch(word)) and rating["most"] in (None, self._highest):
+            word = rating["given"]
         return self._by_word.get(word, self._by_compact.get(_compact(word))) if word else None
 
     def _agrees(self, value: Stated, label: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
-from kdcli.errors import ConfigError, TeacherError
+from kdcli.errors import ConfigError, TeacherError, listed
 from kdcli.teachers.remote.client import Altered, Client, Rejected, Retry, Unreadable
 from kdcli.teachers.remote.ledger import Answer
 from kdcli.teachers.remote.limits import retry_after
@@ -95,8 +96,12 @@ class HTTPClient(Client):
             timeout=timeout,
             max_retries=0,
             # one connection for each request: a response that is sent twice cannot be taken for the next one
-            default_headers={"Connection": "close"},
+            default_headers={"Connection": "close"} | self._further_headers(parts.hostname),
         )
+
+    def _further_headers(self, host: str) -> dict[str, str]:
+        """Return the header in which Azure's deployments take the key; their Authorization is for tokens alone."""
+        return {"api-key": self._key} if self._key and host.endswith(".azure.com") else {}
 
     def require_ready(self) -> None:
         """Refuse to begin without the API key.
@@ -207,10 +212,20 @@ class HTTPClient(Client):
             else "it wants a key: name its variable by teacher.api_key_env",
             402: "the account has no credit left",
             403: f"check whether {key} suffices for teacher.model={self.model}",
-            404: f"check teacher.base_url (it often ends in /v1) and teacher.model={self.model}",
+            404: f"check teacher.base_url (it often ends in /v1) and teacher.model={self.model}{self._others() if status == 404 else ''}",
             429: "the account has no credit left",
         }.get(status, "check teacher.base_url and teacher.parameters")
         raise TeacherError(f"{self.base_url} answers {status} ({message}): {remedy}") from None
+
+    def _others(self) -> str:
+        """Return the names of the models that a server lists, the likeliest first, for the refusal of one that it does not know."""
+        try:
+            page = self.lookup("/models")
+            names = sorted(str(model["id"]) for model in page["data"])
+        except (TeacherError, TypeError, KeyError):  # not every server has a list
+            return ""
+        close = difflib.get_close_matches(self.model, names, n=5, cutoff=0.4)
+        return f"; it serves {listed(close or names)}" if names and self.model not in names else ""
 
     def scrub(self, text: str) -> str:
         """Return one short line without the API key, which some endpoints repeat."""

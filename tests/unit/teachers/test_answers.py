@@ -56,6 +56,19 @@ def test_an_answer_is_read_as_the_page_says(text: str, label: str) -> None:
     assert label_of(LABELS, text) == (None if label == "—" else label)
 
 
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("4/5", "4"), ("4 out of 5", "4"), ("4 stars", "4"), ("Rating: 4 of 5 stars.", "4"), ("4", "4"), ("**4/5**", "4"),
+        ("4/10", None), ("8/10", None), ("4-5", None), ("between 3/5 and 4/5", None), ("not 4/5", None),
+    ],
+)  # fmt: skip
+def test_a_rating_with_its_scale(text: str, label: str | None) -> None:
+    """A rating of another scale is read as one of ours; or one of ours is dropped, because it names the scale."""
+    assert label_of(["1", "2", "3", "4", "5"], text) == label
+    assert label_of(["1 star", "4 stars"], "4 stars") == "4 stars"
+
+
 @pytest.mark.parametrize(("text", "finish", "label"), list(rows("Thoughts")))
 def test_thoughts_are_read_as_the_page_says(text: str, finish: str, label: str) -> None:
     """Labels are read out of thoughts that do not end; or an answer is lost for the thoughts before it."""

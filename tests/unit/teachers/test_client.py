@@ -270,6 +270,32 @@ def test_errors_that_stay(
 
 
 @pytest.mark.parametrize(
+    ("host", "header"),
+    [("a.openai.azure.com", KEY), ("azure.com.example.org", None), ("api.openai.com", None)],
+)
+def test_the_header_of_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, header: str | None
+) -> None:
+    """A deployment of Azure refuses the key, which it takes in a header of its own; or another host gets it twice."""
+    monkeypatch.setenv("TEST_KEY", KEY)
+    client = ChatClient(
+        f"https://{host}/openai/deployments/d?api-version=1", "m", "TEST_KEY", ledger=tmp_path
+    )
+    assert client._client.default_headers.get("api-key") == header
+
+
+def test_a_model_that_the_server_does_not_know(served: Served, tmp_path: Path) -> None:
+    """The name is one letter off, and nobody learns how the server writes it."""
+    names = ["meta-llama/Llama-3.2-3B-Instruct", "qwen2.5:7b", "gemma"]
+    page = Odd(data=json.dumps({"data": [{"id": name} for name in names]}).encode())
+    host = served(lambda body: 404, lambda path, body: page if path.endswith("/models") else 404)
+    client = ChatClient(host.url, "llama-3.2-3b-instruct", None, ledger=tmp_path)
+    with pytest.raises(TeacherError) as error:
+        list(client.query(questions(1)))
+    require_words(str(error.value), "teacher.model=llama-3.2-3b-instruct", names[0])
+
+
+@pytest.mark.parametrize(
     ("data", "told"),
     [(b"<html>hello</html>", "not JSON: <html>hello"), (b"data: {}", "teacher.parameters.stream=false")],
 )
