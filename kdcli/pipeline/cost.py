@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import datasets
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.seeds import with_seed
 from kdcli.config.trainer import Trainer as TrainerConfig
@@ -41,6 +42,10 @@ LARGE, SMALL = 32, 8
 """The maximum number of rows in a probe's batch: in a dry run, and before training."""
 AFFORDABLE = 2.0
 """The number of seconds that the probe of a model may take before training, by a cautious estimate."""
+LIMIT = 20.0
+"""The number of seconds that the passes of a probe take in a dry run, and that a model is loaded in for it."""
+LOADED = 1e8
+"""The number of weights that are loaded in a second."""
 WEIGHT = 4
 """The bytes of a weight in fp32."""
 OPTIMIZER_BYTES = 8
@@ -74,52 +79,64 @@ class _Probes:
         return self.of_trainees[run.trainee]
 
     def _teacher(self, run: Run) -> Probe | None:
-        source = run.sources[0]
-        if run.remote is not None or run.streamed or not self._is_affordable(run, source):
+        source, cfg = run.sources[0], run.cfg.teacher.trainer
+        batch = self._batch(run, source, cfg)
+        if run.remote is not None or run.streamed or not batch:
             return None
         tunes = run.tunes(source)
         try:
             with undisturbed():
                 model = with_new_head(trainable(source), run.task) if tunes else load_ready(source, run.task)
-            cfg, tokenizer = run.cfg.teacher.trainer, load_tokenizer(source, model)
             rows = _few(run.data.gold if tunes else run.data["train"])
-            return probe(model, tokenizer, run.task, rows, run.max_length, cfg, self.batch(run, cfg), tunes)
+            tokenizer = load_tokenizer(source, model)
+            return probe(model, tokenizer, run.task, rows, run.max_length, cfg, batch, tunes, LIMIT)
         except (KDError, OSError, RuntimeError, ValueError) as error:
             logger.debug("the teacher is not probed: %s", error)
             return None
 
     def _student(self, run: Run) -> Probe | None:
-        own, cfg = run.initializer.source or run.sources[0], run.phases[0].trainer
-        if not self._is_affordable(run, own):
+        cfg = run.phases[0].trainer
+        batch = self._batch(run, run.initializer.source or run.sources[0], cfg)
+        if not batch:
             return None
         try:
             rows = _few(run.data["train"])
             with undisturbed():
-                model, tokenizer = run.initializer.initialize(run.task, run.sources[0], rows)
+                model, tokenizer = _untrained(run, rows)
                 torch.nn.Module.to(model, TORCH[run.cfg.student.dtype])
                 run.initializer.prepare_for_training(model)
-            return probe(model, tokenizer, run.task, rows, run.max_length, cfg, self.batch(run, cfg), True)
+            return probe(model, tokenizer, run.task, rows, run.max_length, cfg, batch, True, LIMIT)
         except (KDError, OSError, RuntimeError, ValueError) as error:
             logger.debug("the student is not probed: %s", error)
             return None
 
-    def batch(self, run: Run, cfg: TrainerConfig) -> int:
-        """Return the number of rows in a batch of the probe."""
-        return min(micro_batches(cfg, run.state.num_processes)[0], LARGE if self.dry else SMALL)
-
-    def _is_affordable(self, run: Run, source: Checkpoint) -> bool:
-        """Return whether a probe of a checkpoint, or of a smaller model, is quick enough. One that does not exist yet cannot be probed."""
+    def _batch(self, run: Run, source: Checkpoint, cfg: TrainerConfig) -> int:
+        """Return the number of rows in a batch of the probe of a checkpoint, or of a smaller model; 0: it takes too long, or the checkpoint does not
+        exist yet."""
         if not source.path.is_dir() or source.code:
-            return False
-        if self.dry:
-            return True
+            return 0
         weights = _weights(source)
         lengths = run.encode(load_tokenizer(source), run.data["validation"]).lengths
-        tokens = SMALL * float(lengths.mean()) if len(lengths) else 0.0
+        tokens = float(lengths.mean()) if len(lengths) else 0.0
         passes = (
             BATCHES + 1
         ) * 8  # 2 operations per weight and token in a forward pass, 6 in a training step
-        return passes * weights * tokens / (FLOPS * torch.get_num_threads()) + weights / 1e8 < AFFORDABLE
+        loading = weights / LOADED
+        seconds = passes * weights * SMALL * tokens / (FLOPS * torch.get_num_threads()) + loading
+        if loading > LIMIT if self.dry else seconds >= AFFORDABLE:
+            return 0
+        return min(micro_batches(cfg, run.state.num_processes)[0], LARGE if self.dry else SMALL)
+
+
+def _untrained(run: Run, rows: datasets.Dataset) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a model of the student's architecture and its tokenizer. Its weights are random where its size is known before it is initialised, since
+    computing which of the teacher's weights it inherits may take long."""
+    source = run.initializer.source or run.sources[0]
+    skeleton = run.initializer.skeleton(run.task, run.sources[0], run.skeleton(source))
+    if skeleton is None or run.initializer.quantization_base is not None:
+        return run.initializer.initialize(run.task, run.sources[0], rows)
+    model = run.task.create(skeleton.config)
+    return model, load_tokenizer(source, model)
 
 
 def _few(rows: datasets.Dataset) -> datasets.Dataset:

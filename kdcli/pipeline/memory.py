@@ -150,7 +150,7 @@ class _Planner:
 
     def _tuning(self, run: Run, member: int, source: Checkpoint) -> PhaseMemory | None:
         cfg = run.cfg.teacher.trainer
-        model = _skeleton(run, source).train()
+        model = run.skeleton(source).train()
         step = self._step(run, model, cfg, (run.teacher_key, "tuned", member), source)
         planned = _phase(run.tuning_stage(member), step, cfg)
         return (
@@ -244,7 +244,7 @@ class _Planner:
         )
         if key not in self.students:
             source = run.initializer.source or run.sources[0]
-            student = run.initializer.skeleton(run.task, run.sources[0], _skeleton(run, source))
+            student = run.initializer.skeleton(run.task, run.sources[0], run.skeleton(source))
             if student is not None:
                 torch.nn.Module.to(student, TORCH[run.cfg.student.dtype])
                 _prepare(run, phase, student, is_eager)
@@ -273,7 +273,7 @@ class _Planner:
             states: how many hidden states of each layer are held for losses.
         """
         source = run.sources[0]
-        model = torch.nn.Module.to(_skeleton(run, source), TORCH[source.dtype]).eval()
+        model = torch.nn.Module.to(run.skeleton(source), TORCH[source.dtype]).eval()
         bf16 = source.dtype == "fp32" and fast_bf16(run.cfg.teacher.trainer.precision)
         activations = self._count(run, model, source, rows, splits, (run.teacher_key, "forward", bf16), bf16)
         return activations.work + activations.head + states * sum(activations.inputs)
@@ -477,12 +477,6 @@ def _streamed(parts: Parts) -> list[Run]:
 
 
 # ---- models without weights ------------------------------------------------------------------------------
-
-
-def _skeleton(run: Run, source: Checkpoint) -> PreTrainedModel:
-    """Return the model of a checkpoint for the task, on the device "meta"."""
-    with torch.device("meta"):
-        return run.task.create(run.task.configure(load_config(source)))
 
 
 def _features(phase: Phase) -> frozenset[Part]:

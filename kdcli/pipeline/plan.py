@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from accelerate import PartialState
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kdcli.config.components import build
 from kdcli.config.rollout import Rollout
@@ -24,7 +25,7 @@ from kdcli.config.trainer import Trainer as TrainerConfig
 from kdcli.data.dataset import Data, with_gold, without
 from kdcli.errors import ConfigError
 from kdcli.losses.base import Loss
-from kdcli.models.checkpoint import Checkpoint, find, has_head
+from kdcli.models.checkpoint import Checkpoint, find, has_head, load_config
 from kdcli.models.quantization import FakeQuantization
 from kdcli.pipeline.memory_plan import MemoryPlan
 from kdcli.rundir import HYDRA, SEEDS
@@ -260,6 +261,11 @@ class Run:
     def is_lenient(self, trainer: TrainerConfig) -> bool:
         """Return whether findings of the pre-flight are warnings: the run is a rehearsal."""
         return self.cfg.smoke or trainer.max_steps is not None
+
+    def skeleton(self, source: Checkpoint) -> PreTrainedModel:
+        """Return the model of a checkpoint for the task, on the device "meta"."""
+        with torch.device("meta"):
+            return self.task.create(self.task.configure(load_config(source)))
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset) -> Encoded:
         """Tokenize rows. The same rows are tokenized once."""

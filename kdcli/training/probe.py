@@ -26,6 +26,10 @@ BATCHES = 3
 """Batches that are timed, of short, of middle and of long rows, after one that is not."""
 
 
+STEP = 3
+"""The number of forward passes that a training step takes as long as."""
+
+
 @dataclass(frozen=True)
 class Probe:
     """The time that a model takes.
@@ -50,6 +54,7 @@ def probe(
     cfg: TrainerConfig,
     batch: int,
     trains: bool,
+    limit: float,
 ) -> Probe:
     """Run a few batches of real rows through a model. Random states are restored afterwards; the model is changed.
 
@@ -57,6 +62,7 @@ def probe(
         cfg: how it is trained.
         batch: rows of a batch; a step of `cfg` may have more.
         trains: also take training steps, with the loss of the gold labels.
+        limit: seconds that all passes take at most; of a model that is too slow for that, one row of middle length is measured.
     """
     device = default_device()
     encoded = task.encode_split(tokenizer, rows, max_length)
@@ -88,6 +94,9 @@ def probe(
         return time.perf_counter() - began
 
     with undisturbed():
+        passes = (BATCHES + 1) * (1 + STEP * trains)
+        affordable = int(limit / (passes * run(batches[-1][:1], False)))
+        batches = [each[:affordable] for each in batches] if affordable else [batches[BATCHES // 2][:1]]
         seconds: dict[bool, float] = {}
         for with_gradients in (False, True) if trains else (False,):
             run(batches[-1], with_gradients)  # the largest, so that its allocations are not timed

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from typing import NoReturn
 
 import numpy as np
+import pytest
 import torch
 from support.commands import require_words
 from unit.pipeline.conftest import MakePart
 
+from kdcli.pipeline import cost
 from kdcli.pipeline.cost import plan_cost
 from kdcli.pipeline.cost_plan import CostPlan, PhaseCost
 from kdcli.pipeline.memory_plan import MemoryPlan, PhaseMemory
 from kdcli.students.from_config import FromConfig
+from kdcli.training.distiller import Distiller
 
 TRAINER = {"batch_size": 2, "precision": "fp32"}
 
@@ -56,6 +60,29 @@ def test_time_and_disk_are_measured_and_nothing_is_changed(make_part: MakePart) 
     assert seconds["control"] > seconds["student"] / 2, "as many steps, and validations more often"
     assert plan.disk is not None
     assert 1e3 < plan.disk < 10e6
+
+
+@pytest.mark.parametrize("limit", [0.0, 20.0])
+def test_the_measurement_is_short(make_part: MakePart, monkeypatch: pytest.MonkeyPatch, limit: float) -> None:
+    """A dry run computes for minutes which units the student inherits; or a large model passes through all batches, at a minute each."""
+
+    def initialize(*_: object) -> NoReturn:
+        raise AssertionError("the student is initialised")
+
+    rows: list[int] = []
+    forward = Distiller.forward
+    monkeypatch.setattr(FromConfig, "initialize", initialize)
+    monkeypatch.setattr(cost, "LIMIT", limit)
+    monkeypatch.setattr(cost, "_weights", lambda source: 0)
+    monkeypatch.setattr(
+        Distiller,
+        "forward",
+        lambda self, **batch: rows.append(len(batch["labels"])) or forward(self, **batch),
+    )
+    seconds = planned(make_part, trainer=TRAINER).seconds
+    assert seconds["student"] > 0
+    assert seconds["teacher outputs"] > 0
+    assert (max(rows) == 1) == (limit == 0.0)
 
 
 def test_a_plan_is_a_few_short_lines() -> None:
