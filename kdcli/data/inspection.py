@@ -463,7 +463,9 @@ def _chosen(given: str, columns: Sequence[Column], keys: Mapping[str, Any]) -> M
             "dataset.words= and dataset.tags= for tagged words, dataset.messages=, or dataset.prompt= and dataset.completion=, for a language model, "
             "dataset.source= and dataset.target= for translation, dataset.text= and dataset.label=null for texts without labels"
         )
-    _require_no_flags(given, [fit.keys["label"] for _, fit in fits if "label" in fit.keys], columns)
+    _require_no_flags(
+        given, [name for _, fit in fits if isinstance(name := fit.keys.get("label"), str)], columns
+    )
     words = [shlex.join(f"dataset.{key}={value}" for key, value in fit.keys.items()) for _, fit in fits]
     ways = " or ".join(f"{name} ({own})" for (name, _), own in zip(fits, words, strict=True))
     others = [
@@ -481,7 +483,7 @@ def _chosen(given: str, columns: Sequence[Column], keys: Mapping[str, Any]) -> M
     )
 
 
-def _require_no_flags(given: str, names: Sequence[str | None], columns: Sequence[Column]) -> None:
+def _require_no_flags(given: str, names: Sequence[str], columns: Sequence[Column]) -> None:
     """Refuse columns of 0 and 1 that are one column of classes, or several labels a row.
 
     Raises:
@@ -543,7 +545,8 @@ def _verified(
     if schema.labels:
         counted = Counter(label for row in rows for label in labels_of(row["label"]))
         labels = {name: counted[index] for index, name in enumerate(schema.labels)}
-    unread = [column for column in columns if column not in {*schema.columns_read, keys.get("split")}]
+    read_columns = {*schema.columns_read, *schema.columns, keys.get("split")}
+    unread = [column for column in columns if column not in read_columns]
     lengths = sorted(sum(map(len, _texts(row))) for row in rows)
     return Inspection(
         schema.cfg.kind, keys, reading, unread, len(read), len(read) < SAMPLE, labels,

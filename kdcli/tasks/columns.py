@@ -185,7 +185,7 @@ class Fit:
         sureness: CERTAIN, NAMED, LIKELY or POSSIBLE.
     """
 
-    keys: Mapping[str, str | None]
+    keys: Mapping[str, str | bool | None]
     sureness: int = NAMED
 
 

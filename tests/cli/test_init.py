@@ -51,6 +51,12 @@ def write(folder: Path, name: str) -> None:
         "alpaca.jsonl": "".join(
             json.dumps({"instruction": one, "input": "", "output": other}) + "\n" for one, other in pairs
         ),
+        "task.jsonl": "".join(json.dumps({"instruction": "Classify", "input": text, "output": "It is " + "ab"[n % 2]}) + "\n"
+                              for n, text in enumerate(texts)),
+        "dpo.jsonl": "".join(json.dumps({"prompt": text, "chosen": "It is " + "ab"[n % 2], "rejected": "No idea at all"}) + "\n"
+                             for n, text in enumerate(texts)),
+        "orca.jsonl": "".join(json.dumps({"system_prompt": "Be brief.", "question": one, "response": other}) + "\n" for one, other in pairs),
+        "turk.csv": "HITId,Input.text,Answer.label\n" + "".join(f"H{n},{text},{'ab'[n % 2]}\n" for n, text in enumerate(texts)),
         "nul.csv": "\0\n",
         "nothing.json": "{}",
         "scalars.json": '[1, "a", {}]',
@@ -137,6 +143,10 @@ def write(folder: Path, name: str) -> None:
         ("dated.csv", {"text": "message", "label": None}, "causal_lm"),
         ("chat.jsonl", {"messages": "messages"}, "causal_lm"),
         ("alpaca.jsonl", {"prompt": "instruction", "completion": "output", "chat": True}, "causal_lm"),
+        ("task.jsonl", {"prompt": "instruction", "completion": "output", "chat": True}, "causal_lm"),
+        ("dpo.jsonl", {"prompt": "prompt", "completion": "chosen", "chat": True}, "causal_lm"),
+        ("orca.jsonl", {"prompt": "question", "completion": "response", "chat": True}, "causal_lm"),
+        ("turk.csv", {"text": "Input.text", "label": "Answer.label"}, "classification"),
         ("plain.txt", {"format": "txt", "label": None}, "causal_lm"),
         ("pairs.tsv", {"source": "en", "target": "de", "truncation": "drop"}, "seq2seq"),
         ("corpus.en", {"path": "corpus", "source": "en", "target": "de", "format": "parallel"}, "seq2seq"),
@@ -202,6 +212,16 @@ def test_what_is_refused(name: str, words: list[str], named: list[str], init: In
     require_words(done.output, *named)
     assert not Path("kdcli.yaml").exists()
     assert Path("there.yaml").read_text() == "mine"
+
+
+def test_columns_that_are_not_read(init: Init) -> None:
+    """A column with a dot in its name is said not to be read, and to be the second text of a pair; or the input of an instruction is left out."""
+    write(Path(), "turk.csv")
+    write(Path(), "task.jsonl")
+    told = init("turk.csv").output
+    assert "columns that are not read: HITId\n" in told
+    assert "text_pair" not in told
+    assert "not read" not in init("task.jsonl", "--out", "task.yaml").output
 
 
 def test_folders_that_name_the_label(init: Init) -> None:

@@ -51,15 +51,21 @@ class CausalLMSpec(TaskSpec):
 
     def fits(self, columns: Sequence[Column], given: Mapping[str, Any]) -> Iterator[Fit]:
         """Yield conversations, prompts with completions, or one or two columns of texts."""
+        from kdcli.tasks.causal_lm.rows import CONTEXT, INSTRUCTION
         from kdcli.tasks.columns import POSSIBLE, Fit, texts_alone, usual_pair
 
         def are_turns(prompt: Column, completion: Column) -> bool:
-            texts = prompt.is_text and completion.is_text and not completion.looks_like_labels
-            return texts or prompt.is_turns or completion.is_turns
+            if prompt.is_turns or completion.is_turns:
+                return True
+            if prompt.name.lower() == INSTRUCTION or completion.name.lower() == "chosen":
+                return completion.is_text or completion.looks_like_labels  # one task with few answers
+            return prompt.is_text and completion.is_text and not completion.looks_like_labels
 
         pair = usual_pair(columns, PROMPTS, are_turns)
         if pair is not None:
-            yield Fit({"prompt": pair[0], "completion": pair[1]})
+            own = {column.name for column in columns if column.name not in pair}
+            has_turns = any(CONTEXT.get(name, "input") != "input" for name in own)
+            yield Fit({"prompt": pair[0], "completion": pair[1]} | ({"chat": True} if has_turns else {}))
         for column in columns:
             if column.is_turns and column.name not in (*(pair or ()), "chosen", "rejected"):
                 yield Fit({"messages": column.name})
