@@ -11,8 +11,18 @@ from typing import Any
 from kdcli.errors import DataError, shown
 from kdcli.tasks.notation import decode_notation
 
-START = "start", "startoffset", "startchar", "begin", "beginoffset", "offset"
-END = "end", "endoffset", "endchar", "stop"
+START = (
+    "start",
+    "startoffset",
+    "startchar",
+    "charstart",
+    "startposition",
+    "startindex",
+    "begin",
+    "beginoffset",
+    "offset",
+)
+END = "end", "endoffset", "endchar", "charend", "endposition", "endindex", "exclusiveend", "stop"
 TYPE = "label", "labels", "type", "tag", "entitytype", "entitygroup", "entity", "class", "category"
 """The keys of a span in the exports of labelling tools, and of the pipelines of transformers, in lower case and without _."""
 LISTS = "entities", "spans", "result", "annotations"

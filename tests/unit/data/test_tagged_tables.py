@@ -208,6 +208,13 @@ READ_SPANS: dict[str, tuple[dict[str, Any], str, str, Sentences]] = {
         ]}}},
         "text", "label", [TAGGED],
     ),
+    "Presidio and other code: start_position, char_start, exclusive_end": (
+        {"full_text": TEXT, "spans": [
+            {"entity_type": "PER", "entity_value": "Anna Lee", "start_position": 0, "end_position": 8},
+            {"char_start": 18, "exclusive_end": 27, "type": "LOC"},
+        ]},
+        "full_text", "spans", [TAGGED],
+    ),
     "spans with white space at their ends": (
         {"text": TEXT, "label": [[0, 9, "PER"], [17, 27, "LOC"]]}, "text", "label", [TAGGED],
     ),
