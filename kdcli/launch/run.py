@@ -51,10 +51,7 @@ from kdcli.launch.compose import (
 from kdcli.launch.first_word import named_file, with_folder, with_run_directory
 from kdcli.launch.hydra_errors import failure_of
 from kdcli.launch.job import run_hydra, run_single
-from kdcli.launch.sweep import sweep
-
-TEXT = "A text."
-"""The text of the command by which a model is tried."""
+from kdcli.launch.sweep import TEXT, sweep
 
 
 @dataclass(frozen=True)

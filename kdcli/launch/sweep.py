@@ -34,6 +34,8 @@ from kdcli.launch.hydra_errors import config_at_fault, failure_of
 from kdcli.launch.job import UNRECORDED, run_hydra
 from kdcli.report.comparison import compare, jobs_of
 
+TEXT = "A text."
+"""The text of the command by which a model is tried."""
 MOST_JOBS = 256
 """The most jobs of a sweep that are checked before the first one starts."""
 MOST_POINTS = 10_000
@@ -218,6 +220,13 @@ def _table(command: str, folder: Path) -> int:
     if command == "export":
         rows = [_row(job, _export_row) for job in jobs]
         targets_table(rows)
+        usable = [
+            (row["artifacts"][row["recommended"]]["bytes"], str(job))
+            for job, row in zip(jobs, rows, strict=True)
+            if row.get("recommended")
+        ]
+        if usable:  # that of the smallest file
+            console.say(f"next: {shlex.join(['kdcli', 'predict', min(usable)[1], TEXT])}")
     else:
         rows = [_row(run, _sweep_row) | {"run": str(run.relative_to(folder))} for run in jobs]
         sweep_table(rows)

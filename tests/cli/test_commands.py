@@ -596,6 +596,7 @@ def test_export_for_openvino_is_calibrated_run_and_evaluated(
     )
     assert [line.split("  ")[0] for line in table[2:8] if line.startswith("* ")] == [f"* {smallest[1]}"]
     assert table[8].startswith("* best: ")
+    assert f"next: kdcli predict {run / 'export' / smallest[1].split()[0]} 'A text.'" in shown
     assert set(result["artifacts"]) == {"model.fp16.xml", "model.int8_weights.xml", "model.int8.xml"}
     assert result["environment"]["openvino"]
     for name, entry in result["artifacts"].items():

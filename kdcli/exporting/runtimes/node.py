@@ -50,9 +50,11 @@ def packages() -> Path:
         temporary.mkdir()
         done = processes.run([npm, *command[1:], str(temporary), *names])
         if done.returncode:
-            last = "\n  ".join(done.stderr.strip().splitlines()[-5:])
+            lines = done.stderr.strip().splitlines()
+            errors = [line for line in lines if line.startswith("npm error")] or lines
+            first = "\n  ".join(errors[:4])  # the error as an object follows
             raise ExportError(
-                f"npm cannot fetch transformers.js (exit code {done.returncode}):\n  {last}\nOnce it can, type: "
+                f"npm cannot fetch transformers.js (exit code {done.returncode}):\n  {first}\nOnce it can, type: "
                 f"{' '.join([*command, str(folder), *names])}"
             )
     return folder

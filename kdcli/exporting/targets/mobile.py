@@ -20,11 +20,8 @@ FILES = {
     "executorch_fp32": "model.fp32.pte",
     "executorch_int8": "model.int8.pte",
 }
-UNWRITTEN: dict[str, tuple[str, ...]] = {
-    "litert": ("fnet", "longformer", "qwen3_5", "qwen3_5_text"),
-    "executorch": ("fnet", "funnel", "longformer", "qwen3_5", "qwen3_5_text", "tapas"),
-}
-"""The `model_type` of classifiers that a converter refuses, or whose file its runtime cannot load (litert-torch 0.10, ExecuTorch 1.5): their
+UNWRITTEN = ("fnet", "funnel", "longformer", "qwen3_5", "qwen3_5_text", "tapas")
+"""The `model_type` of classifiers that both converters refuse, or whose files the runtimes cannot run (litert-torch 0.10, ExecuTorch 1.5): their
 operations have no kernel, or depend on the values of a row or on its length."""
 SHORTEST = 16
 """The number of tokens of the first signature of a LiteRT file; a signature of 8 tokens would hardly be faster."""
@@ -62,20 +59,13 @@ class Mobile(Target):
         self.formats = formats
 
     def refusal(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> str | None:
-        """Refuse encoder-decoders, in which the number of end tokens is not known, and architectures that the converters of the formats refuse."""
+        """Refuse encoder-decoders, in which the number of end tokens is not known, and architectures that the converters refuse."""
         if config.is_encoder_decoder:
             return "torch.export does not write it; hardware=cpu does"
-        kind = config.get_text_config().model_type
-        refused = [each for each in self.formats if kind in UNWRITTEN[each.partition("_")[0]]]
-        if not refused:
+        if config.get_text_config().model_type not in UNWRITTEN:
             return None
-        others = [each for each in self.formats if each not in refused]
-        remedy = (
-            f"leave it out with hardware.formats=[{','.join(others)}]"
-            if others
-            else "hardware=cuda writes it, with hardware.precisions=[bf16]"
-        )
-        return f"{' and '.join(refused)} cannot hold it; {remedy}"
+        formats = " and ".join(self.formats)
+        return f"{formats} cannot hold it; hardware=cuda writes it, with hardware.precisions=[bf16]"
 
     def export(
         self,

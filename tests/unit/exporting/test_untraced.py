@@ -132,7 +132,7 @@ def test_decoders_that_onnx_cannot_hold_are_those_of_the_list(kind: str, tmp_pat
 
 
 @pytest.mark.parametrize("each", ["litert_int8", "executorch_fp32"])
-@pytest.mark.parametrize("kind", [*PHONES, *sorted({kind for kinds in UNWRITTEN.values() for kind in kinds})])
+@pytest.mark.parametrize("kind", [*PHONES, *UNWRITTEN])
 def test_classifiers_that_a_phone_cannot_run_are_those_of_the_list(
     kind: str, each: str, student: Path, tmp_path: Path
 ) -> None:
@@ -148,9 +148,8 @@ def test_classifiers_that_a_phone_cannot_run_are_those_of_the_list(
         if model.config.is_encoder_decoder:
             row["input_ids"][:, -1] = model.config.eos_token_id
     if target.refusal(type(model), model.config):
-        with pytest.raises(
-            (ExportError, RuntimeError)
-        ):  # FNet is written for ExecuTorch, which has no kernel for it
+        # FNet is written for ExecuTorch, which has no kernel for it, and so is Qwen3.5 for LiteRT, whose error is a ValueError
+        with pytest.raises((ExportError, RuntimeError, ValueError)):
             far(model, target.export(student, tmp_path / "out", model, rows, 40)[each], rows)
         return
     file = target.export(student, tmp_path / "out", model, rows, 40)[each]
