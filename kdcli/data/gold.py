@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from kdcli.errors import DataError
 from kdcli.tasks.rows import IGNORE, RawSplit, Row, RowSchema
 
 logger = logging.getLogger(__name__)
@@ -53,11 +54,19 @@ def set_apart(
 
     Args:
         dropped: counts the rows of validation and test without a gold label, and with `dataset.bad_rows=drop` those of train.
+
+    Raises:
+        DataError: no training row has a gold label.
     """
     unlabelled = {split: [row for row in own if row.get("label") == IGNORE] for split, own in rows.items()}
     if not any(unlabelled.values()):
         return rows, []
     labelled = {split: [row for row in own if row.get("label") != IGNORE] for split, own in rows.items()}
+    if not labelled["train"]:
+        raise DataError(
+            f"{schema.cfg.path}: no row of train has a label that counts: all are missing, or as many rows of a text have one label as another; correct "
+            "dataset.path or dataset.label, or train on the share of each label (dataset.duplicates=soft)"
+        )
     apart = [schema.settled(row) for row in unlabelled["train"]]
     if schema.cfg.bad_rows == "drop":
         apart = [row for row in apart if row["label"] != IGNORE]

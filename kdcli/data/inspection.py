@@ -25,6 +25,7 @@ from kdcli.data.readers import (
     KEYS_OF_LINES,
     TEXT_SUFFIXES,
     is_tagged,
+    read_class_folders,
     read_file,
     read_parallel,
     require_data_file,
@@ -33,6 +34,7 @@ from kdcli.data.readers import (
 from kdcli.data.reading import Reading, decide, start_of
 from kdcli.data.sources import (
     SUFFIXES_OF_DATA,
+    class_files,
     columns_of_folders,
     data_files,
     data_suffix,
@@ -170,6 +172,8 @@ def inspect(given: str, keys: Mapping[str, Any]) -> Inspection:
             }
             return _verified([path], own, [], None)
     paths = _training_files(given, path, keys)
+    if class_files(_config({"path": given, **keys}), path, paths):
+        return _verified(paths[:: max(1, len(paths) // SAMPLE)], {"path": given, **keys}, [], None)
     path = paths[0]
     require_data_file(path, given)
     base = {"path": given, **_of_name(given, path, keys), **keys}
@@ -561,6 +565,9 @@ def _read(paths: Sequence[Path], keys: Mapping[str, Any]) -> tuple[RowSchema, li
     if cfg.format == "parallel":
         split, readings = read_parallel(schema, *parallel_files(cfg, given))
         return schema, [split], readings[0]
+    if class_files(cfg, user_path(given), paths):
+        split, readings = read_class_folders(schema, paths, given)
+        return schema, [split], replace(readings[0], guess=None)  # other files may have other encodings
     splits: list[RawSplit] = []
     readings = []
     for path in paths:

@@ -22,6 +22,7 @@ from kdcli.data import delimited, json_files
 from kdcli.data.gettext import catalogued
 from kdcli.data.raw_rows import UNREADABLE, BadRows, check_rows
 from kdcli.data.reading import LARGEST_SAMPLE, Reading, decide, other_encoding, start_of, with_dialect
+from kdcli.data.sources import NO_CLASS
 from kdcli.data.streams import HEAD, DataFile, line_of_error, lines
 from kdcli.data.tagged import looks_tagged, tagged_sentences
 from kdcli.errors import DataError, abbreviated, shown
@@ -235,6 +236,45 @@ def read_parallel(
     if not rows:
         raise DataError(f"{name}: no rows; give other files as dataset.path")
     return RawSplit(name, rows, dropped=+Counter({UNREADABLE: bad.count}), places=bad.places), readings
+
+
+def read_class_folders(
+    schema: RowSchema, files: Sequence[Path], given: str
+) -> tuple[RawSplit, list[Reading]]:
+    """Read a text in each file, whose folder is called like its class.
+
+    Args:
+        given: the path as the config has it, for messages.
+
+    Returns:
+        The texts, and the reading of each file: of those with the same encoding that of the first one.
+
+    Raises:
+        DataError: a file is empty or cannot be read, and such rows are not dropped.
+    """
+    bad, readings = BadRows(schema.cfg.bad_rows), list[Reading]()
+    same = dict[tuple[str | None, str | None], Reading]()
+
+    def table() -> Iterator[tuple[Any, ...]]:
+        for number, path in enumerate(files, 1):
+            with _refusing(path, schema.cfg.encoding):
+                file = DataFile.of(path)
+                source = Source(schema, file, decide(schema, file, (), "document"), BadRows("error"))
+                lines_read, reading = _text_lines(source)
+            readings.append(same.setdefault((reading.encoding, reading.compression), reading))
+            label = None if path.parent.name.lower() in NO_CLASS else path.parent.name
+            if text := "\n".join(lines_read).strip():
+                bad.at(number)
+                yield (text, label)[: len(schema.columns)]
+            else:
+                bad.add(f"{path}: the text is empty; remove the file, or fill it")
+
+    rows = check_rows(schema, given, table(), bad)
+    bad.warn(given, len(rows))
+    if not rows:
+        raise DataError(f"{given} has no rows; give another folder as dataset.path")
+    part = RawSplit(given, rows, dropped=+Counter({UNREADABLE: bad.count}), path=given, places=bad.places)
+    return part, readings
 
 
 def _pairs(texts: Sequence[list[str]], bad: BadRows) -> Iterator[tuple[str, ...]]:

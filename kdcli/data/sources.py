@@ -50,7 +50,11 @@ _DESCRIPTIONS = (
 )
 _ABOUT = re.compile(r"(readme|licen[cs]e|copying|notice|citation|changelog)\b", re.IGNORECASE)
 """The names of texts that describe a folder."""
-MOST_FILES = 100_000
+NO_CLASS = frozenset({"unsup", "unlabeled", "unlabelled"})
+"""The names of folders of texts without a class, beside those of the classes."""
+MOST_OF_FILES = 0.9
+"""The least share of the files of a data set that are in folders of classes."""
+MOST_FILES = 250_000
 """The maximum number of files and folders below the folder of a data set: a folder with more is a whole disk, not a data set."""
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _SAVED = "state.json"
@@ -195,24 +199,27 @@ def local_splits(cfg: DatasetConfig, given: str) -> dict[str, list[Path]]:
             )
         return _by_split(path, files)
     splits = _of_folder(path)
-    if cfg.label and not (cfg.prompt or cfg.messages or cfg.source or cfg.words):
-        _require_no_class_folders(path, [file for files in splits.values() for file in files])
-    return splits
+    own = {*class_files(cfg, path, [file for files in splits.values() for file in files])}
+    return (
+        {split: [file for file in files if file in own] for split, files in splits.items()} if own else splits
+    )
 
 
-def _require_no_class_folders(path: Path, files: Sequence[Path]) -> None:
-    """Refuse a folder for each class with a text in each file."""
-    folders = {file.parent for file in files}
-    classes = sorted({folder.name for folder in folders if folder != path and not split_name(folder.name)})
-    if (
-        len(classes) > 1
-        and len(files) >= 2 * len(folders)
-        and all(file.parent.name in classes and _is_text(file) for file in files)
-    ):
-        raise DataError(
-            f"the data folder {path} has a folder for each class ({listed(classes)}) with a text in each file; write the texts and the names of their "
-            "folders as rows of a csv or jsonl file, and give that as dataset.path"
-        )
+def class_files(cfg: DatasetConfig, path: Path, files: Sequence[Path]) -> list[Path]:
+    """Return the files that hold a text each, in folders that are called like their classes; empty: the folder of a data set has another layout.
+
+    Texts beside such folders are about the data set: aclImdb has a list of addresses there.
+    """
+    other = cfg.text_pair or cfg.prompt or cfg.messages or cfg.source or cfg.words
+    if cfg.format != "auto" or not cfg.label or other or not path.is_dir():
+        return []
+    texts = [
+        file for file in files if file.parent != path and not split_name(file.parent.name) and _is_text(file)
+    ]
+    folders = {file.parent for file in texts}
+    classes = {folder.name for folder in folders if folder.name.lower() not in NO_CLASS}
+    is_layout = len(classes) > 1 and len(texts) >= max(2 * len(folders), MOST_OF_FILES * len(files))
+    return texts if is_layout else []
 
 
 def _is_text(file: Path) -> bool:

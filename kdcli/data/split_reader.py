@@ -11,10 +11,11 @@ from pathlib import Path
 
 from kdcli.config.dataset import NO_LABEL
 from kdcli.data.hub import read_hub, splits_of_repository
-from kdcli.data.readers import read_file, read_gettext, read_parallel
+from kdcli.data.readers import read_class_folders, read_file, read_gettext, read_parallel
 from kdcli.data.reading import Reading
 from kdcli.data.sources import (
     SPLIT_NAMES,
+    class_files,
     columns_of_folders,
     is_hub,
     is_local_repository,
@@ -188,6 +189,14 @@ class SplitReader:
                 f"{given} has no split {split} (splits: {listed(files)}); name them with dataset.train=, dataset.validation= and dataset.test="
             )
         chosen = files.get(split) or files["train"]
+        if class_files(cfg, path, chosen):
+            part, readings = read_class_folders(schema, chosen, given)
+            names = sorted({file.parent.name for file in chosen})
+            logger.info(
+                "%s (%s): a folder for each class (%s), a text in each file", given, split, listed(names)
+            )
+            self._tell(f"{given} ({split})", readings)
+            return [part]
         schema.header = ()
         results = [self._read_file(schema, given, file, len(chosen) == 1) for file in chosen]
         if schema.has_gold and any(cfg.label in columns_of_folders(given, file) for file in chosen):

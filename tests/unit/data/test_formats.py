@@ -40,6 +40,7 @@ from kdcli.data.reading import Reading
 from kdcli.data.splits import SPLITS
 from kdcli.data.streams import DataFile
 from kdcli.errors import DataError
+from kdcli.tasks.rows import IGNORE
 
 ROWS = sentences(60)
 FRAME = pandas.DataFrame(ROWS, columns=["text", "label"])
@@ -118,12 +119,18 @@ def tar() -> bytes:
         return stream.getvalue()
 
 
-def class_folders(folder: Path) -> Path:
-    for number, (text, label) in enumerate(ROWS):
-        path = folder / ("test" if number % 5 == 0 else "train") / label / f"{number}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return folder
+def class_folders(suffix: str, *splits: str) -> Write:
+    """A text in each file, in folders of classes, as aclImdb and 20 Newsgroups have them, with a list of addresses beside them."""
+
+    def write(folder: Path) -> Path:
+        for number, (text, label) in enumerate(ROWS):
+            path = folder / (splits[number % len(splits)] if splits else "") / label / f"{number}{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{text}\n")
+        (folder / splits[0] if splits else folder).joinpath(f"addresses{suffix}").write_text("nowhere\n")
+        return folder
+
+    return write
 
 
 def labelled(folder: Path) -> datasets.Dataset:
@@ -283,6 +290,11 @@ READ: dict[str, tuple[Write, dict[str, Any]]] = {
     "a folder of shards": (shards, {}),
     "a pattern of files (data/*.csv)": (
         lambda folder: files(a_csv=part(0, 30), b_csv=part(30, 60))(folder) / "*.csv",
+        {},
+    ),
+    "a folder for each class, a text a file": (class_folders(".txt"), {}),
+    "a folder for each class, a text a file, by split, without suffixes": (
+        class_folders("", "20news-train", "20news-test"),
         {},
     ),
     "a folder with train, dev and test": (
@@ -507,10 +519,6 @@ REFUSED: dict[str, tuple[Write, tuple[str, ...]]] = {
         file("a.jsonl", "".join(f"{row}\n" for row in OBJECTS)),
         ("a.jsonl", "line 1", "json.dumps"),
     ),
-    "a folder for each class, a text a file": (
-        class_folders,
-        ("a folder for each class", "bad, good", "csv or jsonl", "dataset.path"),
-    ),
     "a folder for each class, with tables": (
         files(bad__a_csv="text\n" + texts_of("bad"), good__a_csv="text\n" + texts_of("good")),
         ("a.csv", "'label'", "rename", "label=bad", "dataset.label="),
@@ -673,6 +681,32 @@ def test_what_init_refuses(tmp_path: Path, name: str) -> None:
     keys = {"columns": ["one", "two"]} if name.startswith("keys") else {}
     with pytest.raises(DataError, match=naming(*words)):
         inspect(str(write(tmp_path)), keys)
+
+
+def test_folders_of_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Reviews without a class are a third one; an empty file, or one in another encoding, is not named; or a text of several lines is several rows."""
+    folder = class_folders(".txt", "train", "test")(tmp_path / "in")
+    (folder / "train" / "unsup").mkdir()
+    (folder / "train" / "unsup" / "0.txt").write_text("nobody knows\n")
+    (folder / "train" / "good" / "café.txt").write_bytes("un café\n\nand another line".encode("cp1252"))
+    data = read(folder)
+    assert data.labels == ["bad", "good"]
+    assert {row["text"]: row["label"] for row in data["train"]}["nobody knows"] == IGNORE
+    assert "un café\n\nand another line" in [row["text"] for split in SPLITS for row in data[split]]
+    require_words(caplog.text, "read 1 file", "cp1252")
+    (folder / "train" / "bad" / "empty.txt").write_text(" \n")
+    with pytest.raises(DataError, match=naming("empty.txt", "dataset.bad_rows=drop")):
+        read(folder)
+
+
+def test_labels_that_contradict_each_other_everywhere(tmp_path: Path) -> None:
+    """An index error, because no row is left."""
+    write = file(
+        "a.csv",
+        "text,label\n" + "".join(f"text {number},{label}\n" for number in range(20) for label in ("a", "b")),
+    )
+    with pytest.raises(DataError, match=naming("no row of train", "dataset.duplicates=soft")):
+        read(write(tmp_path))
 
 
 @pytest.mark.parametrize("write", [saved_splits, repository_of_splits, folder_of_splits])
