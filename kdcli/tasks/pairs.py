@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from kdcli.tasks.seq2seq.scripts import script_of
 
@@ -22,6 +22,19 @@ MAPPING = "translation"
 """The usual name of a column with a mapping of languages to texts."""
 _LANGUAGE = re.compile(r"[a-z]{2}([_-][A-Za-z]{2,4})?")
 """A column that is called by the code of a language."""
+
+
+_MARKER = re.compile(
+    r"(?:#{2,}|[-=]+>|(?:^|\n)\W*(?:assistant|ai|bot|response|output|completion)\s*:)\s*\Z", re.IGNORECASE
+)
+"""The end of a prompt that was written for a model without a chat template."""
+
+
+def marker_of(prompts: Iterable[str]) -> str:
+    """Return the marker with which prompts end that were written for a model without a chat template, such as `###` or `Assistant:`; empty: not all of them
+    end with the same one."""
+    markers = {match[0].strip() if (match := _MARKER.search(prompt)) else "" for prompt in prompts}
+    return markers.pop() if len(markers) == 1 else ""
 
 
 def keys_of_pairs(columns: Sequence[str]) -> Iterator[dict[str, str]]:

@@ -56,6 +56,7 @@ def write(folder: Path, name: str) -> None:
         "dpo.jsonl": "".join(json.dumps({"prompt": text, "chosen": "It is " + "ab"[n % 2], "rejected": "No idea at all"}) + "\n"
                              for n, text in enumerate(texts)),
         "orca.jsonl": "".join(json.dumps({"system_prompt": "Be brief.", "question": one, "response": other}) + "\n" for one, other in pairs),
+        "legacy.jsonl": "".join(json.dumps({"prompt": f"{one}\n\n###\n\n", "completion": f" {other} END"}) + "\n" for one, other in pairs),
         "turk.csv": "HITId,Input.text,Answer.label\n" + "".join(f"H{n},{text},{'ab'[n % 2]}\n" for n, text in enumerate(texts)),
         "nul.csv": "\0\n",
         "nothing.json": "{}",
@@ -146,6 +147,7 @@ def write(folder: Path, name: str) -> None:
         ("task.jsonl", {"prompt": "instruction", "completion": "output", "chat": True}, "causal_lm"),
         ("dpo.jsonl", {"prompt": "prompt", "completion": "chosen", "chat": True}, "causal_lm"),
         ("orca.jsonl", {"prompt": "question", "completion": "response", "chat": True}, "causal_lm"),
+        ("legacy.jsonl", {"prompt": "prompt", "completion": "completion", "chat": False}, "causal_lm"),
         ("turk.csv", {"text": "Input.text", "label": "Answer.label"}, "classification"),
         ("plain.txt", {"format": "txt", "label": None}, "causal_lm"),
         ("pairs.tsv", {"source": "en", "target": "de", "truncation": "drop"}, "seq2seq"),

@@ -22,6 +22,7 @@ from kdcli.tasks.causal_lm.conversations import (
     with_extra,
     without_thoughts,
 )
+from kdcli.tasks.pairs import marker_of
 from kdcli.tasks.rows import RawSplits, Row, RowSchema, fold_white_space, require_text, row_hash
 
 logger = logging.getLogger(__name__)
@@ -263,6 +264,14 @@ class CausalLMRows(RowSchema):
                 "%s: %s read as a part of the conversation or of its prompt (dataset.context=[] leaves it out)",
                 self.cfg.path,
                 listed(self.context),
+            )
+        prompts = [row["prompt"] for row in train if "prompt" in row]
+        if self.cfg.chat and (marker := marker_of(prompts)):
+            logger.warning(
+                "%s: all prompts end with %s, as those for models without a chat template do, and it is learned as a part of the user's turn; remove it "
+                "(dataset.replace), or give dataset.chat=false, which leaves the texts as they are",
+                self.cfg.path,
+                shown(marker),
             )
         if self.ended:
             logger.info(

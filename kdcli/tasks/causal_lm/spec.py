@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdcli.config.tasks import FolderFormat, TaskSpec
-from kdcli.tasks.pairs import PROMPTS
+from kdcli.tasks.pairs import PROMPTS, marker_of
 
 if TYPE_CHECKING:
     from kdcli.config.dataset import Dataset
@@ -64,8 +64,10 @@ class CausalLMSpec(TaskSpec):
         pair = usual_pair(columns, PROMPTS, are_turns)
         if pair is not None:
             own = {column.name for column in columns if column.name not in pair}
+            prompts = [str(each) for column in columns if column.name == pair[0] for each in column.values]
             has_turns = any(CONTEXT.get(name, "input") != "input" for name in own)
-            yield Fit({"prompt": pair[0], "completion": pair[1]} | ({"chat": True} if has_turns else {}))
+            chat = {"chat": has_turns} if has_turns or marker_of(prompts) else {}
+            yield Fit({"prompt": pair[0], "completion": pair[1], **chat})
         for column in columns:
             if column.is_turns and column.name not in (*(pair or ()), "chosen", "rejected"):
                 yield Fit({"messages": column.name})

@@ -555,3 +555,29 @@ def test_the_page_lists_the_values_of_thoughts() -> None:
     """A value that nobody finds, or that is none any more."""
     values = Dataset.model_fields["thoughts"].annotation.__args__  # type: ignore[union-attr]
     assert [name.split("`")[1] for name in table("conversations.md", "Thoughts")] == list(values)
+
+
+@pytest.mark.parametrize(
+    ("end", "marker"),
+    [
+        ("\n\n###\n\n", "###"), (" ->", "->"), ("\n\nAssistant:", "Assistant:"), ("\n### Response:\n", "### Response:"),
+        ("?", ""), ("", ""), (" Is it good or bad?", ""), ("\nCategory:", ""), (" of the AI:", ""),
+    ],
+)  # fmt: skip
+def test_prompts_with_the_markers_of_another_template(
+    end: str, marker: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A student of chat learns `Human: … Assistant:` inside of each turn of the user; or usual prompts are warned of."""
+    rows = [{"prompt": f"what is {number}{end}", "completion": f"it is {number}"} for number in range(40)]
+    keys = {
+        "path": str(write_jsonl(tmp_path / "a.jsonl", rows)),
+        "prompt": "prompt",
+        "completion": "completion",
+    }
+    load(Dataset.model_validate(keys | {"chat": False}))
+    assert "template" not in caplog.text
+    load(Dataset.model_validate(keys | {"chat": True}))
+    if marker:
+        require_words(caplog.text, repr(marker), "dataset.chat=false")
+    else:
+        assert "template" not in caplog.text
