@@ -80,8 +80,7 @@ class _Probes:
 
     def _teacher(self, run: Run) -> Probe | None:
         source, cfg = run.sources[0], run.cfg.teacher.trainer
-        batch = self._batch(run, source, cfg)
-        if run.remote is not None or run.streamed or not batch:
+        if run.remote is not None or run.streamed or not (batch := self._batch(run, source, cfg)):
             return None
         tunes = run.tunes(source)
         try:
@@ -118,9 +117,8 @@ class _Probes:
         weights = _weights(source)
         lengths = run.encode(load_tokenizer(source), run.data["validation"]).lengths
         tokens = float(lengths.mean()) if len(lengths) else 0.0
-        passes = (
-            BATCHES + 1
-        ) * 8  # 2 operations per weight and token in a forward pass, 6 in a training step
+        # 2 operations per weight and token in a forward pass, 6 in a training step
+        passes = (BATCHES + 1) * 8
         loading = weights / LOADED
         seconds = passes * weights * SMALL * tokens / (FLOPS * torch.get_num_threads()) + loading
         if loading > LIMIT if self.dry else seconds >= AFFORDABLE:

@@ -24,8 +24,6 @@ from kdcli.training.trainer import training_attention
 
 BATCHES = 3
 """Batches that are timed, of short, of middle and of long rows, after one that is not."""
-
-
 STEP = 3
 """The number of forward passes that a training step takes as long as."""
 
