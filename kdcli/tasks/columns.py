@@ -149,6 +149,21 @@ class Column:
         is_single = all(isinstance(label, tuple) and len(label) <= 1 for label in labels)
         return replace(self, values=names) if is_single else self
 
+    def named_by(self, others: Iterable[Column]) -> Column:
+        """Return the column that has a name for each number of this one, as label_text for label; the same column if there is none."""
+        values = [*map(str, self.values)]
+        if self.filled < 1 or any(number_of(value) is None for value in values):
+            return self
+        for other in others:
+            names = [*map(str, other.values)]
+            is_full = other.filled == 1 and len(names) == len(values) and other.looks_like_labels
+            pairs = {*zip(values, names, strict=True)} if is_full else set()
+            if len(pairs) == len({*values}) == len({*names}) and all(
+                number_of(name) is None for name in names
+            ):
+                return other
+        return self
+
     @property
     def looks_like_scores(self) -> bool:
         """Whether the values are many different numbers, of which some are fractions."""

@@ -75,6 +75,7 @@ class ClassificationSpec(TaskSpec):
         others = [column for column in flat if column.looks_like_labels and column.name.lower() not in PEOPLE]
         ways = ((chosen, NAMED), (likely[:1], NAMED), (others, LIKELY), (named[:1], POSSIBLE))
         labels, sureness = next((way for way in ways if way[0]), ways[-1])
+        labels = [label if label in chosen else label.named_by(flat) for label in labels]
         for label in labels:
             texts = [
                 column
