@@ -211,12 +211,12 @@ _NO_RESULT = re.compile(
 )
 """Heads of lines that are about the text, not about its label."""
 _SENTENCE = re.compile(
-    rf"""(?:(?:\w+|As\s+an\s+AI(?:\s+[\w-]+){{0,3}})[,!]\s+)?(?:I\s+(?:think|believe)\s+(?:that\s+)?)?(?:
+    rf"""(?:(?:\w+|As\s+an\s+AI(?:\s+[\w-]+){{0,3}}|(?:Based\s+on|Given|From|According\s+to)(?:\s+[\w-]+){{1,4}})[,!]\s+)?(?:I\s+(?:think|believe)\s+(?:that\s+)?)?(?:
       (?:it|this|that|(?:this|the)\s+(?:{_TEXTS}))(?:\s+(?:is|was|would\s+be|should\s+be)|['’]s)(?:\s+(?:definitely|clearly|certainly|obviously))?
         (?:\s+(?:best\s+)?(?:labell?ed|classified|categori[sz]ed|tagged|rated|marked|considered)(?:\s+as)?)?
     | (?:it|this|that|(?:this|the)\s+(?:{_TEXTS}))\s+(?:belongs\s+to|falls\s+(?:under|into))(?:\s+the\s+(?:{_NOUNS})(?:\s+of)?)?
     | (?:it|(?:this|the)\s+(?:{_TEXTS}))\s+(?:expresses|conveys|has)(?=.*\s(?:{_NOUNS})\W*$)
-    | (?:(?:the|my|its|this)\s+)?(?:[\w-]+\s+){{0,3}}?(?:{_NOUNS})(?:\s+(?:(?:expressed|conveyed)\s+)?(?:of|for|to|in|by)\s+(?:[\w-]+\s+){{0,4}}?[\w-]+)?\s+(?:is|would\s+be|should\s+be)
+    | (?:(?:the|my|its|this)\s+)?(?:[\w-]+\s+){{0,3}}?(?:{_NOUNS})(?:\s+(?:expressed|conveyed))?(?:\s+(?:of|for|to|in|by)\s+(?:[\w-]+\s+){{0,4}}?[\w-]+)?\s+(?:is|would\s+be|should\s+be)
     | I(?:['’]d|['’]ll|\s+would|\s+will)?\s+(?:say|answer|choose|pick|select|go\s+with
         |(?:label|classify|categori[sz]e|mark|tag|rate)\s+(?:it|(?:this|the)(?:\s+\w+)?)\s+as)
     )\s+(?:(?:the\s+label|the|an?)\s+)?(?P<value>\S.*)""",
@@ -291,6 +291,8 @@ def _stated_in_line(line: str, explained: bool, cut: bool, heads: int = HEADS) -
         yield Stated(sentence["value"])
         if with_noun := _WITH_NOUN.fullmatch(sentence["value"]):
             yield Stated(with_noun["value"])
+    if not cut and (with_noun := _WITH_NOUN.fullmatch(line)) and not denies(with_noun["value"]):
+        yield Stated(with_noun["value"])
     if scored := _SCORED.fullmatch(line):
         yield Stated(scored["value"])
     if explained and (parts := _EXPLAINED.fullmatch(line)):

@@ -69,7 +69,8 @@ class LabelReader:
         self._words = words
         self._by_word = unambiguous(words)
         self._by_compact = unambiguous(list(map(_compact, words)))
-        self._highest = max(words, key=int, default=None) if all(map(str.isdecimal, words)) else None
+        is_scale = len(words) > 2 and all(map(str.isdecimal, words))  # `0/1` is a list of two labels
+        self._highest = max(words, key=int) if is_scale else None
 
     @property
     def answers(self) -> list[str]:

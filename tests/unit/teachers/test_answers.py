@@ -67,6 +67,8 @@ def test_a_rating_with_its_scale(text: str, label: str | None) -> None:
     """A rating of another scale is read as one of ours; or one of ours is dropped, because it names the scale."""
     assert label_of(["1", "2", "3", "4", "5"], text) == label
     assert label_of(["1 star", "4 stars"], "4 stars") == "4 stars"
+    assert label_of(["0", "1"], "0/1") is None, "these are the two labels"
+    assert label_of(["yes", "no"], "No answer.") is None
 
 
 @pytest.mark.parametrize(("text", "finish", "label"), list(rows("Thoughts")))
