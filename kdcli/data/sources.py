@@ -219,7 +219,17 @@ def class_files(cfg: DatasetConfig, path: Path, files: Sequence[Path]) -> list[P
     folders = {file.parent for file in texts}
     classes = {folder.name for folder in folders if folder.name.lower() not in NO_CLASS}
     is_layout = len(classes) > 1 and len(texts) >= max(2 * len(folders), MOST_OF_FILES * len(files))
-    return texts if is_layout else []
+    return texts if is_layout and not all(map(_has_columns, texts[:3])) else []
+
+
+def _has_columns(file: Path) -> bool:
+    """Return whether the first lines of a file have equally many fields, between tabs, or of one word each: it is a table, or words with tags."""
+    with file.open("rb") as stream:
+        lines = [line for line in stream.read(4096).splitlines()[:20] if line.strip()]
+    tabs, words = {line.count(b"\t") for line in lines}, {len(line.split()) for line in lines}
+    return len(lines) > 2 and any(
+        len(each) == 1 and 0 < max(each) - least < 10 for each, least in ((tabs, 0), (words, 1))
+    )
 
 
 def _is_text(file: Path) -> bool:

@@ -699,6 +699,17 @@ def test_folders_of_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
         read(folder)
 
 
+@pytest.mark.parametrize("line", ["{text}\t{label}", "word O"])
+def test_folders_of_tables_are_no_classes(tmp_path: Path, line: str) -> None:
+    """Tables by year, or words with tags by their source: each file is one text, and the years are the classes."""
+    for number, (text, label) in enumerate(ROWS[:12]):
+        path = tmp_path / ("2023" if number % 2 else "2024") / f"{number}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join([line.format(text=text, label=label)] * 5))
+    with contextlib.suppress(DataError):
+        assert read(tmp_path).labels != ["2023", "2024"]
+
+
 def test_labels_that_contradict_each_other_everywhere(tmp_path: Path) -> None:
     """An index error, because no row is left."""
     write = file(
